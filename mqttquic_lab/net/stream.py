@@ -1,0 +1,139 @@
+"""What the MQTT floor sees of a transport: a connection that carries ordered byte streams.
+
+QUIC, TLS over TCP and plain TCP all implement these two classes, so that session and broker are written once. A TCP
+or TLS connection has exactly one stream, with id ``None``.
+
+Callbacks instead of awaits on the receiving side: at a hundred thousand small messages a second, a task switch per
+chunk would cost more than MQTT itself.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from mqttquic_lab.errors import LabError
+    from mqttquic_lab.records.handshake import HandshakeReport
+    from mqttquic_lab.trace import Trace
+
+TransportName = Literal["quic", "tls", "tcp"]
+
+
+def _ignore(*_: object) -> None:
+    """Drop an event nobody has asked for yet."""
+
+
+class ByteStream(ABC):
+    """One ordered byte stream of a connection.
+
+    The owner assigns the three callbacks. They run on the connection's loop, never re-entrantly from :meth:`write`.
+
+    Attributes
+    ----------
+    id : int or None
+        QUIC stream id (RFC 9000 section 2.1), or None over TCP and TLS.
+    connection : Connection
+        The connection it belongs to.
+    on_data : callable(bytes)
+        Bytes that arrived, in order.
+    on_end : callable()
+        The peer will send no more (FIN).
+    on_reset : callable(int)
+        The peer gave up its sending side (RESET_STREAM) or asked us to stop (STOP_SENDING), with its error code.
+    """
+
+    id: int | None
+    connection: Connection
+
+    def __init__(self) -> None:
+        self.on_data: Callable[[bytes], None] = _ignore
+        self.on_end: Callable[[], None] = _ignore
+        self.on_reset: Callable[[int], None] = _ignore
+
+    @abstractmethod
+    def write(self, data: bytes) -> None:
+        """Queue bytes; small writes of one loop tick leave together. Never blocks. No-op once closed."""
+
+    @property
+    @abstractmethod
+    def pending(self) -> int:
+        """Bytes written but not yet acknowledged (QUIC) or not yet taken by the kernel (TCP, TLS)."""
+
+    @abstractmethod
+    async def drain(self) -> None:
+        """Wait until :attr:`pending` is below the high-water mark; raises the close reason if the end came first."""
+
+    @abstractmethod
+    def pause_reading(self) -> None:
+        """Stop :attr:`on_data` and let flow control stop the peer."""
+
+    @abstractmethod
+    def resume_reading(self) -> None:
+        """Undo :meth:`pause_reading`."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Send FIN after what was written."""
+
+    @abstractmethod
+    def reset(self, error_code: int = 0) -> None:
+        """Abort both directions with this application error code."""
+
+
+class Connection(ABC):
+    """One transport connection, established.
+
+    Attributes
+    ----------
+    transport : str
+        ``"quic"``, ``"tls"`` or ``"tcp"``: what really carries the bytes.
+    control : ByteStream
+        The first bidirectional stream (QUIC stream 0), or the only one.
+    report : HandshakeReport
+        Facts of the handshake so far; :meth:`refresh_report` brings the moving ones (RTT) up to date.
+    closed : asyncio.Future
+        Done when the connection has ended: result None for an orderly local close, else a ``LabError`` *as result*
+        (never as exception, so that nobody has to retrieve it).
+    on_stream : callable(ByteStream)
+        A stream that the peer opened (server side: includes stream 0).
+    """
+
+    transport: ClassVar[TransportName]
+    trace: Trace
+    report: HandshakeReport
+    control: ByteStream
+    closed: asyncio.Future[LabError | None]
+
+    def __init__(self) -> None:
+        self.on_stream: Callable[[ByteStream], None] = _ignore
+
+    @property
+    @abstractmethod
+    def peer_address(self) -> tuple[str, int]:
+        """Address of the peer now (it may change by migration)."""
+
+    @property
+    @abstractmethod
+    def local_address(self) -> tuple[str, int]:
+        """Our own address now."""
+
+    @property
+    @abstractmethod
+    def is_closed(self) -> bool:
+        """Whether :attr:`closed` is done."""
+
+    @abstractmethod
+    def refresh_report(self) -> HandshakeReport:
+        """Bring :attr:`report` up to date and return it."""
+
+    @abstractmethod
+    async def close(self, error_code: int = 0, reason: str = "") -> None:
+        """Flush what was written (bounded, 1 s), close in order, release sockets and timers. Safe to repeat."""
+
+    @abstractmethod
+    def abort(self, reason: str = "") -> None:
+        """Close at once without flushing. Safe to repeat."""
