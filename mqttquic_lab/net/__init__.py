@@ -1,1 +1,1 @@
-"""TODO floor."""
+"""Connections of every transport: addresses, certificates, TCP and TLS, opening and listening."""
