@@ -22,6 +22,10 @@ class UsageError(LabError, ValueError):
     """An argument cannot be used; raised before anything is sent. The message names the fix."""
 
 
+class PortInUseError(UsageError):
+    """Another program (or an earlier listener) has this port."""
+
+
 class UnknownOptionError(UsageError, TypeError):
     """A keyword this verb does not have; the message suggests the nearest one it has."""
 

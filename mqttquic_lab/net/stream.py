@@ -12,9 +12,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from mqttquic_lab.trace import CLOCK
+
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from mqttquic_lab.errors import LabError
     from mqttquic_lab.records.handshake import HandshakeReport
@@ -99,7 +101,10 @@ class Connection(ABC):
         Done when the connection has ended: result None for an orderly local close, else a ``LabError`` *as result*
         (never as exception, so that nobody has to retrieve it).
     on_stream : callable(ByteStream)
-        A stream that the peer opened (server side: includes stream 0).
+        A stream that the peer opened (server side: includes stream 0, and the only stream of TCP and TLS).
+    started : float
+        When the first packet (or SYN) left or arrived, on :data:`mqttquic_lab.trace.CLOCK`: zero of
+        ``report.timings``.
     """
 
     transport: ClassVar[TransportName]
@@ -107,9 +112,17 @@ class Connection(ABC):
     report: HandshakeReport
     control: ByteStream
     closed: asyncio.Future[LabError | None]
+    started: float
 
     def __init__(self) -> None:
         self.on_stream: Callable[[ByteStream], None] = _ignore
+        self.started = CLOCK()
+
+    def mark(self, name: str) -> float:
+        """Set ``report.timings[name]`` to now, in seconds after :attr:`started`, and return it."""
+        now = CLOCK() - self.started
+        self.report.timings[name] = now
+        return now
 
     @property
     @abstractmethod
@@ -137,3 +150,36 @@ class Connection(ABC):
     @abstractmethod
     def abort(self, reason: str = "") -> None:
         """Close at once without flushing. Safe to repeat."""
+
+
+class Listener(ABC):
+    """What accepts connections of one transport on one port.
+
+    Attributes
+    ----------
+    transport : str
+        ``"quic"``, ``"tls"`` or ``"tcp"``.
+    host : str
+        As it was asked for.
+    port : int
+        The port really bound.
+    refused : int
+        Connections turned away because there were too many.
+    failed : int
+        Connections that ended in the handshake.
+    """
+
+    transport: TransportName
+    host: str
+    port: int
+    refused: int = 0
+    failed: int = 0
+
+    @property
+    @abstractmethod
+    def connections(self) -> Collection[Connection]:
+        """Connections accepted and not yet closed."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop listening, close every connection and wait for that. Safe to repeat."""
