@@ -509,7 +509,7 @@ class MessageLog:
     def _value_sizes(self, rows: slice) -> NDArray[np.int64]:
         """Return what each of these rows is charged for its decoded value."""
         arrays = self._columns.arrays
-        if self.decode == "raw":
+        if "value" not in arrays:  # nobody has looked yet, or nothing is to be decoded
             return np.zeros(rows.stop - rows.start, np.int64)
         if self.decode != "text":
             return arrays["value_size"][rows].astype(np.int64)  # 0 until decoded
