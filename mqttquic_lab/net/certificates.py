@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from mqttquic_lab.errors import UsageError
+from mqttquic_lab.errors import CertificateError, UsageError
 from mqttquic_lab.records.handshake import CertificateInfo
 
 if TYPE_CHECKING:
@@ -374,6 +374,49 @@ class Trust:
     def _origins(self) -> list[str]:
         origins = [f"ca_file {os.fspath(self.ca_file)!r}"] if self.ca_file is not None else []
         return origins + (["ca_data"] if self.ca_data is not None else [])
+
+
+def certificate_refused(
+    problem: str, *, where: str, name: str, authorities: str, chain: Sequence[CertificateInfo] = (), detail: str = ""
+) -> CertificateError:
+    """Return the error for a certificate that a client refused, saying what is wrong and what to do about it.
+
+    Parameters
+    ----------
+    problem : str
+        ``"untrusted"``, ``"name"``, ``"expired"``, ``"not-yet-valid"`` or ``"other"``.
+    where : str
+        Host and port, for the message.
+    name : str
+        Name or address that the certificate had to be for.
+    authorities : str
+        Whom the client trusts, as :meth:`Trust.describe` says it.
+    chain : sequence of CertificateInfo
+        What the server presented, leaf first, as far as known.
+    detail : str
+        The verifier's own words.
+    """
+    leaf = chain[0] if chain else None
+    late = next((c for c in chain if c.not_after < dt.datetime.now(dt.UTC)), leaf)
+    if problem == "expired":
+        when = f" on {late.not_after:%Y-%m-%d %H:%M} UTC" if late else ""
+        text = f"expired{when}: it has to be renewed there (or this machine's clock is wrong)"
+    elif problem == "not-yet-valid":
+        when = f" from {leaf.not_before:%Y-%m-%d %H:%M} UTC on" if leaf else " later"
+        text = f"is valid only{when}: is this machine's clock right?"
+    elif problem == "name":
+        names = (", ".join(leaf.names) or "no host at all") if leaf else "another host"
+        text = f"is not for {name!r} but for {names}: connect by one of those names, or pass it as server_name"
+    elif problem == "untrusted":
+        issuer = f" {chain[-1].issuer!r}" if chain else " an authority"
+        text = (
+            f"was issued by{issuer}, which is not among {authorities}: pass its CA certificate as ca_file, or "
+            "verify=False if you accept anybody"
+        )
+    else:
+        text = "was refused"
+    more = f" ({detail})" if detail else ""
+    return CertificateError(f"the certificate of {where} {text}{more}", problem=problem, chain=chain)
 
 
 # --- what a person looks at -----------------------------------------------------------------------------------------
