@@ -1,0 +1,237 @@
+"""Bytes in, packets out: framing, and the fast way for the packets that come by the thousand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from mqttquic_lab.errors import MalformedPacketError, UsageError
+from mqttquic_lab.mqtt import rules
+from mqttquic_lab.mqtt.packet import check_fixed_header
+from mqttquic_lab.mqtt.packets import PACKETS
+from mqttquic_lab.mqtt.properties import EMPTY
+from mqttquic_lab.mqtt.publish import Publish
+from mqttquic_lab.mqtt.reader import Reader
+
+if TYPE_CHECKING:
+    from mqttquic_lab.mqtt.packet import Packet
+    from mqttquic_lab.mqtt.properties import Properties
+    from mqttquic_lab.mqtt.reader import Receiver, Version
+
+MAX_PACKET_SIZE: Final = 268_435_460
+"""Largest MQTT packet: five bytes of fixed header and the largest remaining length."""
+
+_CACHED_TOPICS: Final = 4096
+_CACHED_BLOCKS: Final = 1024
+_CACHED_LENGTH: Final = 512
+"""Bytes of the longest topic or property block that is remembered."""
+
+_topics: dict[bytes, str] = {}
+"""Wire bytes -> topic that passed all checks; shared by all decoders, cleared when full."""
+
+_blocks: dict[bytes, Properties] = {}
+"""Wire bytes of a PUBLISH property block -> properties that are good at either end."""
+
+
+def _decode_publish(data: bytes, start: int, body: int, end: int, version: Version, receiver: Receiver) -> Publish:
+    """Decode the PUBLISH in ``data[start:end]`` whose variable header starts at `body`.
+
+    Only what is plainly well-formed is decoded here. All else, and what was not seen before, goes to the strict
+    reader, which knows what to say about it.
+    """
+    first = data[start]
+    at = body + 2
+    if at <= end:
+        topic_end = at + (data[body] << 8 | data[body + 1])
+        topic = _topics.get(data[at:topic_end])
+        if topic is not None:
+            at = topic_end
+            qos = first >> 1 & 3
+            packet_id = None
+            if qos:
+                if at + 2 <= end:
+                    packet_id = data[at] << 8 | data[at + 1]
+                at += 2
+            if (packet_id and qos != 3) if qos else not first & 8:
+                if version == 4:
+                    if at <= end:
+                        return Publish(
+                            topic, data[at:end], qos, first & 1 == 1, first & 8 == 8, packet_id, EMPTY,
+                            data[start:end], 4,
+                        )  # fmt: skip
+                elif at < end:
+                    length = data[at]
+                    at += 1
+                    if not length:
+                        return Publish(
+                            topic, data[at:end], qos, first & 1 == 1, first & 8 == 8, packet_id, EMPTY,
+                            data[start:end], 5,
+                        )  # fmt: skip
+                    if length < 128 and at + length <= end:
+                        properties = _blocks.get(data[at : at + length])
+                        if properties is not None:
+                            return Publish(
+                                topic, data[at + length : end], qos, first & 1 == 1, first & 8 == 8, packet_id,
+                                properties, data[start:end], 5,
+                            )  # fmt: skip
+    packet = Publish.read(Reader(data[start:end], body - start, version, receiver))
+    _remember(packet, body - start)
+    return packet
+
+
+def _remember(packet: Publish, body: int) -> None:
+    raw = packet.raw
+    topic_end = body + 2 + (raw[body] << 8 | raw[body + 1])
+    if packet.topic and topic_end - body <= _CACHED_LENGTH:
+        if len(_topics) >= _CACHED_TOPICS:
+            _topics.clear()
+        _topics[raw[body + 2 : topic_end]] = packet.topic
+    if packet.properties and "subscription_identifier" not in packet.properties:
+        at = topic_end + (2 if packet.qos else 0)
+        length = raw[at]
+        if length < 128:
+            if len(_blocks) >= _CACHED_BLOCKS:
+                _blocks.clear()
+            _blocks[raw[at + 1 : at + 1 + length]] = packet.properties
+
+
+class PacketDecoder:
+    """Decodes the packets of one byte stream, in whatever pieces they come.
+
+    Parameters
+    ----------
+    version : int or None
+        5, or 4 for MQTT 3.1.1. None at a server before CONNECT: that packet has to come first and sets it.
+    max_packet_size : int
+        Bytes of the largest packet accepted, fixed header included.
+    receiver : str
+        ``"client"`` or ``"server"``: which end this is.
+
+    Attributes
+    ----------
+    version : int or None
+        Protocol version; set by CONNECT when it was None, as soon as its protocol level is known.
+    max_packet_size : int
+        May be lowered or raised between calls.
+    """
+
+    __slots__ = ("_buffer", "_error", "_wanted", "max_packet_size", "receiver", "version")
+
+    def __init__(
+        self, version: Version | None = 5, *, max_packet_size: int = MAX_PACKET_SIZE, receiver: Receiver
+    ) -> None:
+        if version not in (4, 5, None):
+            raise UsageError(f"version is {version!r}: it must be 4 (MQTT 3.1.1), 5 or None")
+        if receiver not in ("client", "server"):
+            raise UsageError(f"receiver is {receiver!r}: it must be 'client' or 'server'")
+        if version is None and receiver == "client":
+            raise UsageError("a client knows its version: give 4 or 5")
+        self.version = version
+        self.max_packet_size = max_packet_size
+        self.receiver: Receiver = receiver
+        self._buffer = bytearray()
+        self._wanted = 0  # bytes that must be there before looking again makes sense
+        self._error: MalformedPacketError | None = None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of an incomplete packet held."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Packet]:
+        """Take bytes and return the packets that are complete with them.
+
+        Raises
+        ------
+        MalformedPacketError
+            At the first bytes that break a rule; its ``packets`` are those before them. From then on each call raises
+            it again, because nobody knows where the next packet would start.
+        """
+        if self._error is not None:
+            raise self._again(self._error)
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._wanted:
+                return []
+            data = bytes(self._buffer)
+            self._buffer.clear()
+        elif type(data) is not bytes:
+            data = bytes(data)
+        packets: list[Packet] = []
+        try:
+            rest = self._decode(data, packets)
+        except MalformedPacketError as error:
+            self._error = error
+            error.packets = packets
+            raise
+        if rest < len(data):
+            self._buffer += data[rest:] if rest else data
+        return packets
+
+    @staticmethod
+    def _again(error: MalformedPacketError) -> MalformedPacketError:
+        return MalformedPacketError(
+            error.args[0],
+            reason_code=error.reason_code,
+            rule=error.rule,
+            section=error.section,
+            offset=error.offset,
+            field=error.field,
+        )
+
+    def _decode(self, data: bytes, packets: list[Packet]) -> int:
+        """Append the packets in `data` and return where the incomplete one starts."""
+        total = len(data)
+        start = 0
+        limit = self.max_packet_size
+        version = self.version
+        receiver = self.receiver
+        append = packets.append
+        while start + 2 <= total:
+            length = data[start + 1]
+            body = start + 2
+            if length >= 128:
+                length, body = self._remaining_length(data, start)
+                if not body:
+                    return start
+            end = body + length
+            if end - start > limit:
+                raise self._too_large(end - start)
+            if end > total:
+                check_fixed_header(data[start], version, receiver)
+                self._wanted = end - start
+                return start
+            if data[start] >> 4 == 3 and version is not None:
+                append(_decode_publish(data, start, body, end, version, receiver))
+            else:
+                append(self._decode_other(data, start, body, end))
+                version = self.version
+            start = end
+        if start < total:
+            check_fixed_header(data[start], version, receiver)
+            self._wanted = 2
+        return start
+
+    def _decode_other(self, data: bytes, start: int, body: int, end: int) -> Packet:
+        first = data[start]
+        check_fixed_header(first, self.version, self.receiver)
+        reader = Reader(data[start:end], body - start, self.version, self.receiver)
+        try:
+            return PACKETS[first >> 4].read(reader)
+        finally:
+            if self.version is None:
+                self.version = reader.version
+
+    def _remaining_length(self, data: bytes, start: int) -> tuple[int, int]:
+        """Return remaining length and where it ends, or (0, 0) when it is not complete."""
+        check_fixed_header(data[start], self.version, self.receiver)
+        reader = Reader(data[start : start + 5], 1, self.version, self.receiver)
+        if reader.end < 5 and reader.raw[-1] >= 128:
+            self._wanted = reader.end + 1
+            return 0, 0
+        length = reader.varint("remaining_length")
+        return length, start + reader.pos
+
+    def _too_large(self, size: int) -> MalformedPacketError:
+        rule = rules.TOO_LARGE if self.receiver == "client" else rules.TOO_LARGE_FOR_SERVER
+        detail = f"{size} bytes, {self.max_packet_size} accepted"
+        return rule.broken(self.version, field="remaining_length", offset=1, detail=detail)
