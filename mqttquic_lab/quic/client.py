@@ -1,0 +1,397 @@
+"""Opens QUIC connections: name resolution, one UDP socket, the handshake, and errors that say what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import errno
+import socket
+import ssl
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from aioquic.quic.configuration import QuicConfiguration
+
+from mqttquic_lab.errors import ConnectError, ConnectTimeoutError, UnreachableError, UsageError
+from mqttquic_lab.net.address import host_port, resolve
+from mqttquic_lab.quic import private, report as facts
+from mqttquic_lab.quic.connection import QuicConnection
+from mqttquic_lab.quic.endpoint import Endpoint
+from mqttquic_lab.quic.flights import FlightRecorder
+from mqttquic_lab.quic.private import Engine
+from mqttquic_lab.quic.profiles import profile_named
+from mqttquic_lab.quic.reasons import CloseInfo, handshake_failed
+from mqttquic_lab.quic.tracing import QuicTracer
+from mqttquic_lab.records.handshake import HandshakeReport
+from mqttquic_lab.trace import Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aioquic.tls import SessionTicket
+
+    from mqttquic_lab.net.address import Address, SocketAddress
+    from mqttquic_lab.net.certificates import Trust
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for name resolution and handshake together."""
+
+IDLE_TIMEOUT = 60.0
+"""Seconds without a packet after which a connection is given up (RFC 9000 section 10.1)."""
+
+STREAM_WINDOW = 1024 * 1024
+"""Bytes a peer may send on one stream ahead of the reader."""
+CONNECTION_WINDOW = 4 * 1024 * 1024
+"""The same for all streams together: what an unread connection can cost in memory."""
+
+MAX_ADDRESSES = 4
+"""Addresses of one name that are tried."""
+
+STAGGER = 0.25
+"""Seconds after which the next address of a name is tried beside the first (RFC 8305 section 5)."""
+
+_UNREACHABLE = {
+    errno.ECONNREFUSED: "nothing listens on UDP port {port} there",
+    errno.EHOSTUNREACH: "no route to that host",
+    errno.ENETUNREACH: "no route to that network",
+    errno.EACCES: "the operating system forbids it (a firewall, or a broadcast address)",
+    errno.EPERM: "the operating system forbids it (a firewall)",
+    errno.EADDRNOTAVAIL: "this machine has no address that could be used for it",
+    errno.EINVAL: "this machine cannot send there from that local address",
+    errno.EAFNOSUPPORT: "this machine does not speak that address family",
+}
+
+
+class TicketStore:
+    """Session tickets in memory, for resumption (RFC 8446 section 4.6.1). Each is used once.
+
+    A ticket is proof that its server's certificate was verified, so it only serves the same name, protocols and
+    trust that it was obtained with.
+
+    Parameters
+    ----------
+    capacity : int
+        Tickets kept; the oldest are dropped.
+    """
+
+    def __init__(self, capacity: int = 64) -> None:
+        self._capacity = capacity
+        self._tickets: OrderedDict[tuple[object, ...], SessionTicket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def __repr__(self) -> str:
+        return f"<TicketStore of {len(self)}>"
+
+    def put(self, key: tuple[object, ...], ticket: SessionTicket) -> None:
+        """Keep a ticket, instead of an older one for the same key."""
+        self._tickets.pop(key, None)
+        self._tickets[key] = ticket
+        while len(self._tickets) > self._capacity:
+            self._tickets.popitem(last=False)
+
+    def take(self, key: tuple[object, ...]) -> SessionTicket | None:
+        """Return a valid ticket and forget it."""
+        ticket = self._tickets.pop(key, None)
+        return ticket if ticket is not None and ticket.is_valid else None
+
+
+async def open_quic(
+    address: Address,
+    *,
+    trust: Trust,
+    alpn: Sequence[str] = ("mqtt",),
+    timeout: float = CONNECT_TIMEOUT,
+    trace: Trace | None = None,
+    profile: str = "realistic",
+    idle_timeout: float = IDLE_TIMEOUT,
+    local_address: tuple[str, int] | None = None,
+    keep_alive: bool = True,
+    tickets: TicketStore | None = None,
+    early_data: bytes = b"",
+    report: HandshakeReport | None = None,
+) -> QuicConnection:
+    """Connect to a QUIC server and complete the handshake.
+
+    Parameters
+    ----------
+    address : Address
+        Where to; ``host`` is also the name that the certificate must have, unless ``trust.server_name`` is given.
+    trust : Trust
+        What the server's certificate is checked against.
+    alpn : sequence of str
+        Application protocols to offer, most wanted first (RFC 7301).
+    timeout : float
+        Seconds for name resolution and handshake together.
+    trace : Trace, optional
+        Receives QUIC events.
+    profile : str
+        ``"realistic"`` or ``"loopback"`` (:mod:`mqttquic_lab.quic.profiles`).
+    idle_timeout : float
+        Seconds; the connection is given up when nothing was heard for so long, or for the peer's idle timeout if that
+        is shorter.
+    local_address : tuple of str and int, optional
+        Address to send from.
+    keep_alive : bool
+        Send a PING when nothing was heard for a third of the idle timeout.
+    tickets : TicketStore, optional
+        Makes resumption possible: where tickets are taken from and kept.
+    early_data : bytes
+        Written to the control stream first. Leaves in 0-RTT packets if a ticket allows it - and can then be replayed
+        by an attacker (RFC 9001 section 9.2) - else right after the handshake.
+    report : HandshakeReport, optional
+        The report to fill; it is also filled as far as possible when this fails.
+
+    Raises
+    ------
+    UnreachableError
+        The name does not resolve, there is no route, or nothing listens on the port.
+    ConnectTimeoutError
+        No answer within `timeout`.
+    CertificateError
+        The certificate was refused; says why, and holds what was presented.
+    AlpnError
+        The server speaks none of `alpn`.
+    HandshakeError
+        The handshake failed otherwise.
+    UsageError
+        An argument cannot be used; nothing was sent.
+    """
+    report = report if report is not None else HandshakeReport()
+    report.url, report.transport, report.state = address.url, "quic", "connecting"
+    if not alpn:
+        raise UsageError("QUIC needs at least one ALPN protocol: alpn=('mqtt',)")
+    if idle_timeout <= 0 or timeout <= 0:
+        raise UsageError("timeout and idle_timeout are seconds and above 0")
+    profile_named(profile)
+    attempt = _Attempt(
+        address=address,
+        trust=trust,
+        alpn=tuple(alpn),
+        trace=trace if trace is not None else Trace(),
+        profile=profile,
+        idle_timeout=idle_timeout,
+        local_address=local_address,
+        keep_alive=keep_alive,
+        tickets=tickets,
+        early_data=early_data,
+        report=report,
+        anchors=facts.anchors(trust) if trust.verify else {},
+    )
+    error: ConnectError
+    try:
+        async with asyncio.timeout(timeout):
+            return await attempt.run()
+    except ConnectError as failure:
+        error = failure
+    except TimeoutError:
+        error = attempt.timed_out(timeout)
+    report.state, report.error = "failed", str(error)
+    raise error
+
+
+@dataclasses.dataclass
+class _Attempt:
+    """One call of :func:`open_quic`: tries the addresses of a name, and keeps the first that answers."""
+
+    address: Address
+    trust: Trust
+    alpn: tuple[str, ...]
+    trace: Trace
+    profile: str
+    idle_timeout: float
+    local_address: tuple[str, int] | None
+    keep_alive: bool
+    tickets: TicketStore | None
+    early_data: bytes
+    report: HandshakeReport
+    anchors: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.name = self.trust.server_name or self.address.host.partition("%")[0]
+        self.where = host_port(self.address.host, self.address.port)
+        self.live: list[QuicConnection] = []
+        self.changed = asyncio.Event()
+        self.answered = False
+
+    async def run(self) -> QuicConnection:
+        """Return the established connection; leave no other behind."""
+        waiting = await self.candidates()
+        failure: ConnectError | None = None
+        winner: QuicConnection | None = None
+        try:
+            while True:
+                if waiting:
+                    try:
+                        self.live.append(self.start(*waiting.pop(0)))
+                    except UnreachableError as error:
+                        failure = failure or error
+                        continue
+                elif not self.live:
+                    assert failure is not None
+                    raise failure
+                # Not the next address at once: the first one usually answers (RFC 8305 section 5).
+                await self.wait(STAGGER if waiting else None)
+                for connection in tuple(self.live):
+                    if connection.is_closed:
+                        self.live.remove(connection)
+                        error = self.failed(connection)
+                        if not isinstance(error, UnreachableError):
+                            raise error
+                        failure = failure or error
+                    elif connection.is_established:
+                        winner = connection
+                        self.established(connection)
+                        return connection
+        finally:
+            for connection in self.live:
+                if connection is not winner:
+                    self.answered = self.answered or connection.datagrams_received > 0
+                    connection.abort("the connection attempt was given up")
+
+    async def candidates(self) -> list[tuple[socket.AddressFamily, SocketAddress]]:
+        """Return the addresses to try."""
+        found = await resolve(self.address.host, self.address.port, kind=socket.SOCK_DGRAM)
+        if self.local_address is not None:
+            family = socket.AF_INET6 if ":" in self.local_address[0] else socket.AF_INET
+            found = [entry for entry in found if entry[0] == family]
+            if not found:
+                raise UsageError(f"{self.where} has no address of the family of {self.local_address[0]}")
+        return found[:MAX_ADDRESSES]
+
+    async def wait(self, seconds: float | None) -> None:
+        """Wait until a connection is established or has failed, or `seconds` have passed."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.changed.wait()
+        except TimeoutError:
+            pass
+        self.changed.clear()
+
+    def start(self, family: socket.AddressFamily, target: SocketAddress) -> QuicConnection:
+        """Send the first packet to one address."""
+        profile = profile_named(self.profile, str(target[0]))
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            if self.local_address is not None:
+                sock.bind(self.local_address)
+            # Connected, so that the kernel reports ICMP's "port unreachable" to us.
+            sock.connect(target)
+        except OSError as error:
+            sock.close()
+            raise self.unreachable(error) from error
+        except BaseException:
+            sock.close()
+            raise
+        recorder = FlightRecorder()
+        tracer = QuicTracer("client", self.trace, recorder)
+        key = (self.address.host, self.address.port, self.name, self.alpn, self.trust.verify, str(self.anchors))
+        ticket = self.tickets.take(key) if self.tickets is not None else None
+        early = bool(self.early_data) and ticket is not None and bool(ticket.max_early_data_size)
+        if ticket is not None and not early:
+            ticket = dataclasses.replace(ticket, max_early_data_size=None)
+        configuration = QuicConfiguration(
+            is_client=True,
+            alpn_protocols=list(self.alpn),
+            congestion_control_algorithm=profile.congestion_control,
+            idle_timeout=self.idle_timeout,
+            max_data=CONNECTION_WINDOW,
+            max_stream_data=STREAM_WINDOW,
+            quic_logger=tracer.logger,
+            server_name=self.name,
+            session_ticket=ticket,
+            verify_mode=None if self.trust.verify else ssl.CERT_NONE,
+            **self.anchors,
+        )
+
+        def ticket_received(ticket: SessionTicket) -> None:
+            connection.ticket_received(ticket)
+            if self.tickets is not None:
+                self.tickets.put(key, ticket)
+
+        endpoint = Endpoint(sock, lambda _data, _address: connection, peer=target)
+
+        def changed(_: QuicConnection) -> None:
+            self.changed.set()
+
+        def finished(_: QuicConnection) -> None:
+            endpoint.close()
+            self.changed.set()
+
+        connection = QuicConnection(
+            Engine(configuration=configuration, session_ticket_handler=ticket_received),
+            endpoint,
+            role="client",
+            profile=profile,
+            report=HandshakeReport(url=self.address.url, state="connecting", offered_alpn=self.alpn),
+            trace=self.trace,
+            recorder=recorder,
+            tracer=tracer,
+            keep_alive=self.keep_alive,
+            on_established=changed,
+            on_finished=finished,
+        )
+
+        def socket_failed(error: OSError) -> None:
+            # Forged ICMP could close an established connection; QUIC does not trust it (RFC 9000 section 21.1).
+            if not connection.is_established and error.errno in _UNREACHABLE:
+                info = CloseInfo(0, application=False, reason=str(error), by_peer=False)
+                connection.finish(self.unreachable(error), info)
+
+        endpoint.on_error = socket_failed
+        if self.early_data:
+            connection.control.write(self.early_data)
+        connection.begin(target, early_data=early)
+        return connection
+
+    def established(self, connection: QuicConnection) -> None:
+        """Complete the report, and make it the caller's."""
+        facts.fill_verification(connection.report, connection.engine, trust=self.trust, name=self.name)
+        self.copy_report(connection)
+        connection.report = self.report
+
+    def failed(self, connection: QuicConnection) -> ConnectError:
+        """Return the error for a connection that ended before it was established, and fill the report with facts."""
+        result = connection.closed.result()
+        if isinstance(result, UnreachableError):
+            return result
+        engine = connection.engine
+        info = connection.close_info
+        assert info is not None
+        error = handshake_failed(
+            info,
+            where=self.where,
+            alpn=self.alpn,
+            trust=self.trust,
+            name=self.name,
+            chain=private.peer_chain(engine),
+        )
+        error.__cause__ = result.__cause__ if result is not None else None
+        facts.fill_handshake(connection.report, engine)
+        facts.fill_verification(connection.report, engine, trust=self.trust, name=self.name, failure=str(error))
+        self.copy_report(connection)
+        return error
+
+    def copy_report(self, connection: QuicConnection) -> None:
+        """Write a connection's report into the caller's."""
+        for field in dataclasses.fields(HandshakeReport):
+            if field.name != "fallback_reason":
+                setattr(self.report, field.name, getattr(connection.report, field.name))
+
+    def unreachable(self, error: OSError) -> UnreachableError:
+        """Return the error for a refused or unroutable address."""
+        meaning = _UNREACHABLE.get(error.errno or 0, error.strerror or str(error)).format(port=self.address.port)
+        return UnreachableError(f"{self.where} cannot be reached over UDP: {meaning}")
+
+    def timed_out(self, timeout: float) -> ConnectTimeoutError:
+        """Return the error for an attempt that took too long."""
+        if self.answered:
+            return ConnectTimeoutError(
+                f"{self.where} answered, but the handshake did not complete within {timeout:g} s: "
+                "packets get lost on the path, or the server is overloaded"
+            )
+        return ConnectTimeoutError(
+            f"no answer from {self.where} over UDP within {timeout:g} s: wrong port, server down, or UDP blocked "
+            "on the path (mqtts:// uses TCP)"
+        )

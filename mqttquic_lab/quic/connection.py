@@ -1,0 +1,778 @@
+"""Drives one QUIC connection: events in, one transmission per loop tick out, timers, and what it all means.
+
+The engine (:class:`mqttquic_lab.quic.private.Engine`) is sans-IO; an :class:`~mqttquic_lab.quic.endpoint.Endpoint`
+reads and writes the socket. This class stands between: it turns the engine's events into callbacks of streams, gathers
+writes, keeps the one timer, sends keep-alive PINGs, and ends things so that nothing is left behind.
+
+Handshake milestones of the layer above go through :meth:`QuicConnection.mark`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from aioquic.quic import events
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
+
+from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError, UsageError
+from mqttquic_lab.net.stream import Connection, TransportName, _ignore
+from mqttquic_lab.quic import private, report as facts
+from mqttquic_lab.quic.endpoint import plain_address
+from mqttquic_lab.quic.reasons import CloseInfo, disconnected, short_reason
+from mqttquic_lab.quic.stream import QuicStream
+from mqttquic_lab.trace import CLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mqttquic_lab.net.stream import ByteStream
+    from mqttquic_lab.quic.endpoint import Datagrams, Endpoint, NetworkAddress
+    from mqttquic_lab.quic.flights import FlightRecorder, Side
+    from mqttquic_lab.quic.private import Engine, TlsMessage
+    from mqttquic_lab.quic.profiles import Profile
+    from mqttquic_lab.quic.tracing import QuicTracer
+    from mqttquic_lab.records.handshake import HandshakeReport
+    from mqttquic_lab.trace import Trace
+
+logger = logging.getLogger(__name__)
+
+FLUSH_TIMEOUT = 1.0
+"""Seconds that :meth:`QuicConnection.close` waits for acknowledgements."""
+
+BUSY_WITHIN = 5e-4
+"""Seconds after a transmission within which writes are gathered for longer than one tick."""
+GATHER_TICKS = 32
+"""Ticks for which writes that keep coming are gathered at most."""
+GATHER_BYTES = 16 * 1024
+"""Bytes gathered before they are sent without waiting for the next tick."""
+
+MAX_TICKETS = 8
+"""Session tickets whose facts are kept in the report."""
+
+
+class QuicConnection(Connection):
+    """A QUIC connection, client or server side.
+
+    Made by :func:`mqttquic_lab.quic.client.open_quic` and :func:`mqttquic_lab.quic.server.listen_quic`.
+
+    Attributes
+    ----------
+    role : str
+        ``"client"`` or ``"server"``: which side we are.
+    close_info : CloseInfo or None
+        How it ended: code, reason and side.
+    engine : Engine
+        The sans-IO engine below; its facts are read through :mod:`mqttquic_lab.quic.private`.
+    last_words : list
+        The datagrams with our CONNECTION_CLOSE, for a server to repeat (RFC 9000 section 10.2.1).
+    trace : Trace
+        Receives QUIC events during the handshake, and after it while ``trace.detail`` is set.
+    """
+
+    transport: ClassVar[TransportName] = "quic"
+
+    def __init__(
+        self,
+        engine: Engine,
+        endpoint: Endpoint,
+        *,
+        role: Side,
+        profile: Profile,
+        report: HandshakeReport,
+        trace: Trace,
+        recorder: FlightRecorder,
+        tracer: QuicTracer | None,
+        keep_alive: bool,
+        on_established: Callable[[QuicConnection], None],
+        on_finished: Callable[[QuicConnection], None],
+        on_connection_id: Callable[[QuicConnection, bytes, bool], None] | None = None,
+    ) -> None:
+        self.role: Side = role
+        self.trace = trace
+        self.report = report
+        self.close_info: CloseInfo | None = None
+        self.engine = engine
+        self._endpoint = endpoint
+        self._profile = profile
+        self._profile_due = False
+        self._recorder = recorder
+        self._tracer = tracer
+        self._tap_on = tracer is not None
+        self._keep_alive = keep_alive
+        self._on_established: Callable[[QuicConnection], None] | None = on_established
+        self._on_finished = on_finished
+        self._on_connection_id = on_connection_id
+        self._loop = asyncio.get_running_loop()
+        self.closed: asyncio.Future[LabError | None] = self._loop.create_future()
+        self._closing = False
+        self._moved = asyncio.Event()
+        self._origin: float | None = None
+        self._handshake_complete = False
+        self._confirmed = False
+
+        self._streams: dict[int, QuicStream] = {}
+        self._unannounced: list[QuicStream] = []
+        self._dirty: dict[QuicStream, None] = {}
+        self._tick_due = False
+        self._ticks = 0
+        self._gathered = 0
+        self._fresh = False
+        self._last_sent = 0.0
+        self._last_heard = self._loop.time()
+
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._keep_alive_timer: asyncio.TimerHandle | None = None
+        self._pings: dict[int, asyncio.Future[None]] = {}
+        self._next_ping = 1
+        self.datagrams_received = 0
+
+        self.last_words: Datagrams = []
+        self._ended: list[QuicStream] = []
+
+        engine.on_message = self._tls_message
+        super().__init__()
+        self.control = QuicStream(self, 0, opened=role == "client")
+        self._streams[0] = self.control
+
+    def __repr__(self) -> str:
+        state = "closed" if self.is_closed else "established" if self._handshake_complete else "connecting"
+        return f"<QuicConnection {self.role} {state}>"
+
+    # --- facts
+
+    @property
+    def peer_address(self) -> tuple[str, int]:
+        """Address of the peer now (it changes when the peer migrates)."""
+        address = self.engine.get_peer_address()
+        return plain_address(address) if address else self.report.peer_address or ("", 0)
+
+    @property
+    def local_address(self) -> tuple[str, int]:
+        """Our own address now."""
+        return self._endpoint.local_address
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether :attr:`closed` is done."""
+        return self.closed.done()
+
+    @property
+    def is_established(self) -> bool:
+        """Whether the handshake is complete (RFC 9001 section 4.1.1)."""
+        return self._handshake_complete
+
+    @property
+    def congestion_window(self) -> int:
+        """Bytes that may be in flight (RFC 9002 section 7)."""
+        return private.congestion_window(self.engine)
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Bytes sent and neither acknowledged nor lost."""
+        return private.bytes_in_flight(self.engine)
+
+    @property
+    def on_stream(self) -> Callable[[ByteStream], None]:
+        """Called with each stream that the peer opened; those opened before it was assigned are not lost."""
+        return self._on_stream
+
+    @on_stream.setter
+    def on_stream(self, handler: Callable[[ByteStream], None]) -> None:
+        self._on_stream = handler
+        if handler is not _ignore and getattr(self, "_unannounced", None):
+            self.soon(self._announce)
+
+    def refresh_report(self) -> HandshakeReport:
+        """Bring :attr:`report` up to date and return it."""
+        report = self.report
+        if not self.is_closed:
+            report.local_address = self.local_address
+            report.peer_address = self.peer_address
+        report.rtt = private.rtt(self.engine) or report.rtt
+        if self._origin is not None:
+            if self._tracer is not None:
+                self._tracer.flush()
+            report.flights = self._recorder.flights(self._origin)
+            if self._recorder.frozen:
+                report.round_trips = self._recorder.round_trips()
+        return report
+
+    def mark(self, milestone: str, content: str | None = None, *, sender: Side | None = None) -> None:
+        """Note a milestone of the layer above in the handshake report.
+
+        The session calls ``mark("connect_sent", "CONNECT")`` right after it wrote CONNECT, and
+        ``mark("connack", "CONNACK", sender="server")`` from ``on_data`` once it has decoded CONNACK. The latter
+        ends the recording of flights: :attr:`HandshakeReport.round_trips` counts up to there.
+
+        Parameters
+        ----------
+        milestone : str
+            Key of :attr:`HandshakeReport.timings`; ``"connack"`` is the last one.
+        content : str, optional
+            Name for what was written or has arrived, for the flight that carries it.
+        sender : str, optional
+            Whose content it is; default: ours.
+        """
+        if self._origin is not None:
+            self.report.timings[milestone] = CLOCK() - self._origin
+        if self._tracer is not None:
+            self._tracer.flush()
+        if content is not None:
+            sender = sender or self.role
+            self._recorder.content(sender, content, sent_already=sender != self.role)
+        if milestone == "connack":
+            self._recorder.freeze()
+            self.refresh_report()
+
+    # --- streams
+
+    def open_stream(self, *, unidirectional: bool = False) -> QuicStream:
+        """Open a stream; the client's first bidirectional one is :attr:`control`.
+
+        Raises
+        ------
+        DisconnectedError
+            The connection has ended.
+        UsageError
+            The peer lets us open no more streams (:meth:`stream_credit`).
+        """
+        if self.is_closed:
+            raise self.closed.result() or DisconnectedError("the connection is closed")
+        engine = self.engine
+        if self.role == "client" and not unidirectional and engine.get_next_available_stream_id() == 0:
+            engine.send_stream_data(0, b"")
+        if self._handshake_complete and self.stream_credit(unidirectional=unidirectional) <= 0:
+            raise UsageError("the peer lets us open no more streams now: close some first, or share one")
+        stream_id = engine.get_next_available_stream_id(is_unidirectional=unidirectional)
+        engine.send_stream_data(stream_id, b"")  # reserves the id, sends nothing
+        stream = self._streams[stream_id] = QuicStream(self, stream_id, opened=True)
+        return stream
+
+    def stream_credit(self, *, unidirectional: bool = False) -> int:
+        """How many more streams the peer lets us open now (RFC 9000 section 4.6)."""
+        return private.stream_credit(self.engine, unidirectional=unidirectional)
+
+    @property
+    def streams(self) -> tuple[QuicStream, ...]:
+        """The streams that are open."""
+        return tuple(stream for stream in self._streams.values() if stream.opened)
+
+    def unacknowledged(self, stream_id: int) -> int:
+        """Bytes of a stream that the engine has and the peer has not acknowledged."""
+        return 0 if self.closed.done() else private.unacknowledged(self.engine, stream_id)
+
+    def mark_dirty(self, stream: QuicStream) -> None:
+        """Note that a stream has something to send."""
+        self._dirty[stream] = None
+
+    def written(self, size: int) -> None:
+        """Note that `size` bytes were written: they leave in the next tick, or a little later while more keep coming.
+
+        One packet per message costs far more than the message. The next tick is the right moment; a timer is not,
+        because the loop rounds it to a millisecond.
+        """
+        self._gathered += size
+        self._fresh = True
+        if not self._tick_due and not self.closed.done():
+            self._tick_due = True
+            self._ticks = 0
+            self._loop.call_soon(self._tick)
+
+    def _tick(self) -> None:
+        if not self._tick_due or self.closed.done():
+            return
+        if (
+            self._fresh
+            and self._gathered < GATHER_BYTES
+            and self._ticks < GATHER_TICKS
+            and self._loop.time() - self._last_sent < BUSY_WITHIN
+        ):
+            self._fresh = False
+            self._ticks += 1
+            self._loop.call_soon(self._tick)
+        else:
+            self.transmit()
+
+    def reset_stream(self, stream: QuicStream, error_code: int) -> None:
+        """Abort a stream in both directions."""
+        if self.is_closed:
+            return
+        engine = self.engine
+        self._dirty.pop(stream, None)
+        self._note_finished(stream)
+        if stream.opened and private.stream_exists(engine, stream.id):
+            unidirectional = bool(stream.id & 2)
+            if not unidirectional or not stream.readable:
+                engine.reset_stream(stream.id, error_code)
+            if stream.readable:
+                engine.stop_stream(stream.id, error_code)
+        self.written(0)
+
+    def took(self, stream: QuicStream, size: int) -> None:
+        """Note that the application took `size` bytes: flow control may grant as many more."""
+        engine = self.engine
+        engine.consumed += size
+        if engine.held:
+            self.holding(stream)
+
+    def holding(self, stream: QuicStream) -> None:
+        """Note how many bytes wait in a stream."""
+        if stream.held:
+            self.engine.held[stream.id] = stream.held
+        else:
+            self.engine.held.pop(stream.id, None)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Run `callback` in the next loop tick."""
+        self._loop.call_soon(callback)
+
+    def call(self, handler: Callable[..., None], *arguments: Any) -> None:
+        """Call a handler of the owner; an exception from it ends this connection, and only this one."""
+        try:
+            handler(*arguments)
+        except Exception as error:
+            self._crashed(error, "a handler of this connection failed")
+
+    async def progress(self) -> None:
+        """Wait until something was acknowledged or received, or the connection ended."""
+        if not self.is_closed:
+            await self._moved.wait()
+
+    # --- work
+
+    def begin(self, address: NetworkAddress, *, early_data: bool = False) -> None:
+        """Send the first packet (client side); `early_data`: what was written so far may leave as 0-RTT data."""
+        self.engine.early_data_offered = early_data
+        self.engine.connect(address, now=self._loop.time())
+        self._origin = CLOCK()
+        self.report.timings["client_hello"] = 0.0
+        self.transmit()
+
+    def receive(self, data: bytes, address: NetworkAddress, now: float) -> None:
+        """Take one datagram from the endpoint."""
+        if self.closed.done():
+            return
+        self._last_heard = now
+        self.datagrams_received += 1
+        if self._origin is None:
+            self._origin = CLOCK()
+            self.report.timings["client_hello"] = 0.0
+        try:
+            self.engine.receive_datagram(data, address, now)
+        except Exception as error:
+            # aioquic raises its own kinds for what it foresees; a peer can find others.
+            self._crashed(error, "the QUIC engine could not handle a datagram")
+
+    def pump(self) -> None:
+        """Deliver what was received, then send what is due."""
+        if self.closed.done():
+            return
+        self._deliver_events()
+        if self.closed.done():
+            return
+        if private.close_event(self.engine) is not None:
+            self._terminated()
+            return
+        self._moved.set()
+        self._moved.clear()
+        self.transmit()
+
+    def transmit(self) -> None:
+        """Give the engine what was written and the socket what the engine makes of it."""
+        self._tick_due = False
+        self._gathered = 0
+        if self.closed.done():
+            return
+        if self._endpoint.blocked:
+            self._endpoint.when_writable(self)
+            return
+        if self._tracer is not None and self._tap_on != self._tap_wanted:
+            self._switch_tap()
+        now = self._loop.time()
+        try:
+            if self._dirty:
+                self._flush_streams()
+            datagrams = self.engine.datagrams_to_send(now)
+        except Exception as error:
+            self._crashed(error, "the QUIC engine could not build a packet")
+            return
+        if datagrams:
+            self._last_sent = now
+            self._endpoint.send(datagrams)
+            if self.closed.done():
+                return
+            if self._on_connection_id is not None:
+                self._deliver_events()  # new connection ids must be routed before the peer can use them
+            if self._profile_due:
+                self._apply_profile()
+        self._arm_timer()
+
+    def _flush_streams(self) -> None:
+        engine = self.engine
+        waiting: dict[QuicStream, None] = {}
+        for stream in self._dirty:
+            if not stream.opened:
+                waiting[stream] = None  # the peer opens it
+                continue
+            unsent = stream.take_unsent()
+            if unsent is None:
+                continue
+            data, fin = unsent
+            if stream.id == 0 and self.role == "client" and not private.stream_exists(engine, 0):
+                if engine.get_next_available_stream_id() > 0:
+                    continue  # finished and forgotten
+            elif not private.can_send(engine, stream.id):
+                stream.sending_over()
+                continue
+            engine.send_stream_data(stream.id, data, fin)
+            if fin:
+                self._note_finished(stream)
+        self._dirty = waiting
+
+    def _deliver_events(self) -> None:
+        """Hand the engine's events to whom they concern; runs of data for one stream as one piece."""
+        engine = self.engine
+        run: list[bytes] = []
+        run_id = -1
+        while (event := engine.next_event()) is not None:
+            if type(event) is events.StreamDataReceived:
+                if run and event.stream_id != run_id:
+                    self._stream_data(run_id, run, fin=False)
+                    run = []
+                run_id = event.stream_id
+                run.append(event.data)
+                if not event.end_stream:
+                    continue
+                self._stream_data(run_id, run, fin=True)
+                run = []
+            else:
+                if run:
+                    self._stream_data(run_id, run, fin=False)
+                    run = []
+                self._handle_event(event)
+            if self.closed.done():
+                return
+        if run:
+            self._stream_data(run_id, run, fin=False)
+        if self._tracer is not None:
+            self._tracer.flush()
+        if self._ended:
+            self._forget_finished()
+        if not self._confirmed and private.handshake_confirmed(engine):
+            self._handshake_is_confirmed()
+
+    def _stream_data(self, stream_id: int, chunks: list[bytes], *, fin: bool) -> None:
+        stream = self._stream_of(stream_id)
+        stream.received(chunks[0] if len(chunks) == 1 else b"".join(chunks), fin=fin)
+        if fin:
+            self._note_finished(stream)
+
+    def _handle_event(self, event: events.QuicEvent) -> None:
+        if isinstance(event, events.ConnectionIdIssued):
+            if self._on_connection_id is not None:
+                self._on_connection_id(self, event.connection_id, True)
+        elif isinstance(event, events.ConnectionIdRetired):
+            if self._on_connection_id is not None:
+                self._on_connection_id(self, event.connection_id, False)
+        elif isinstance(event, events.StreamReset):
+            stream = self._stream_of(event.stream_id)
+            self.engine.consumed += private.undelivered(self.engine, event.stream_id)
+            stream.was_reset(event.error_code)
+            self._note_finished(stream)
+        elif isinstance(event, events.StopSendingReceived):
+            stream = self._stream_of(event.stream_id)
+            stream.was_stopped(event.error_code)
+            self._note_finished(stream)
+        elif isinstance(event, events.PingAcknowledged):
+            waiter = self._pings.pop(event.uid, None)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+        elif isinstance(event, events.HandshakeCompleted):
+            self._handshake_is_complete(event)
+
+    def _stream_of(self, stream_id: int) -> QuicStream:
+        stream = self._streams.get(stream_id)
+        return stream if stream is not None and stream.opened else self._peer_opened(stream_id)
+
+    def _peer_opened(self, stream_id: int) -> QuicStream:
+        if not self._handshake_complete:
+            self._tell_established()  # 0-RTT data comes before the handshake completes
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            stream = self._streams[stream_id] = QuicStream(self, stream_id, opened=True)
+        stream.opened = True
+        if self._on_stream is _ignore:
+            self._unannounced.append(stream)
+        else:
+            self.call(self._on_stream, stream)
+        return stream
+
+    def _announce(self) -> None:
+        while self._unannounced and self._on_stream is not _ignore:
+            self.call(self._on_stream, self._unannounced.pop(0))
+
+    def _note_finished(self, stream: QuicStream) -> None:
+        """Remember to forget a stream: when the engine does, no more events of it can come."""
+        if stream.finished and stream is not self.control and stream not in self._ended:
+            self._ended.append(stream)
+
+    def _forget_finished(self) -> None:
+        engine = self.engine
+        for stream in self._ended:
+            if not private.stream_exists(engine, stream.id):
+                self._streams.pop(stream.id, None)
+                engine.held.pop(stream.id, None)
+        self._ended = [stream for stream in self._ended if stream.id in self._streams]
+
+    # --- handshake
+
+    def _tls_message(self, message: TlsMessage) -> None:
+        self._recorder.message(message.sender, message.type, message.time)
+        if message.type == 2 and self._origin is not None:  # ServerHello
+            self.report.timings.setdefault("server_hello", message.time - self._origin)
+
+    def _handshake_is_complete(self, event: events.HandshakeCompleted) -> None:
+        self._handshake_complete = True
+        report = self.report
+        if self._origin is not None:
+            report.timings["handshake_complete"] = CLOCK() - self._origin
+        report.alpn = event.alpn_protocol
+        report.resumed = event.session_resumed
+        if event.early_data_accepted:
+            report.early_data = "accepted"
+        elif self.engine.early_data_offered:
+            report.early_data = "rejected"
+        report.state = "connected"
+        facts.fill_handshake(report, self.engine)
+        self._profile_due = True
+        self._start_keep_alive()
+        self._tell_established()
+
+    def _handshake_is_confirmed(self) -> None:
+        self._confirmed = True
+        if self._origin is not None:
+            self.report.timings["handshake_confirmed"] = CLOCK() - self._origin
+
+    def _tell_established(self) -> None:
+        tell, self._on_established = self._on_established, None
+        if tell is not None:
+            self.refresh_report()
+            self.call(tell, self)
+
+    def _apply_profile(self) -> None:
+        self._profile_due = False
+        if not self._profile.pacing:
+            private.stop_pacing(self.engine)
+        if self._profile.max_datagram_size > 1200:
+            remote = private.transport_parameters(self.engine, "remote")
+            limit = (remote.max_udp_payload_size if remote is not None else None) or 65_527
+            private.set_datagram_size(self.engine, min(self._profile.max_datagram_size, limit))
+
+    @property
+    def _tap_wanted(self) -> bool:
+        return self.trace.detail or not (self._confirmed and self._recorder.frozen)
+
+    def _switch_tap(self) -> None:
+        assert self._tracer is not None
+        self._tracer.flush()
+        self._tap_on = self._tap_wanted
+        private.set_logger(self.engine, self._tracer.tap if self._tap_on else None)
+
+    def ticket_received(self, ticket: Any) -> None:
+        """Note a session ticket (client side)."""
+        if len(self.report.tickets) < MAX_TICKETS:
+            self.report.tickets = (*self.report.tickets, facts.ticket_info(ticket))
+
+    # --- time
+
+    def _arm_timer(self) -> None:
+        at = self.engine.get_timer()
+        if at is None:
+            return
+        # A timer that fires too early looks again; only one that would fire too late is replaced.
+        if self._timer is None or at < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = at
+            self._timer = self._loop.call_at(at, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        at = self.engine.get_timer()
+        if at is None or self.closed.done():
+            return
+        now = self._loop.time()
+        if at - now > 1e-4:
+            self._timer_at = at
+            self._timer = self._loop.call_at(at, self._timer_fired)
+            return
+        try:
+            self.engine.handle_timer(now=max(now, at))
+        except Exception as error:
+            self._crashed(error, "the QUIC engine could not handle its timer")
+            return
+        self.pump()
+
+    def _start_keep_alive(self) -> None:
+        interval = private.idle_timeout(self.engine) / 3
+        if self._keep_alive and interval > 0 and self._keep_alive_timer is None:
+            self._keep_alive_timer = self._loop.call_later(interval, self._keep_alive_due, interval)
+
+    def _keep_alive_due(self, interval: float) -> None:
+        """Send a PING if nothing was heard for a third of the idle timeout (RFC 9000 section 10.1.2)."""
+        if self.closed.done():
+            return
+        due = self._last_heard + interval
+        now = self._loop.time()
+        if due - now <= 0.001:
+            self.engine.send_ping(0)
+            self.transmit()
+            due = now + interval
+        if not self.closed.done():
+            self._keep_alive_timer = self._loop.call_at(due, self._keep_alive_due, interval)
+
+    async def ping(self, timeout: float = 5.0) -> float:
+        """Send a PING frame and wait for its acknowledgement.
+
+        Returns
+        -------
+        float
+            Seconds until it was acknowledged; includes what the peer delayed it (RFC 9000 section 13.2.1).
+
+        Raises
+        ------
+        OperationTimeoutError
+            No acknowledgement within `timeout` seconds.
+        DisconnectedError
+            The connection ended, or has ended.
+        """
+        if self.is_closed:
+            raise self.closed.result() or DisconnectedError("the connection is closed")
+        uid = self._next_ping
+        self._next_ping += 1
+        waiter = self._pings[uid] = self._loop.create_future()
+        begun = CLOCK()
+        self.engine.send_ping(uid)
+        self.transmit()
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.wait((waiter, self.closed), return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            raise OperationTimeoutError(f"no answer to a QUIC PING within {timeout:g} s") from None
+        finally:
+            self._pings.pop(uid, None)
+            waiter.cancel()
+        if self.is_closed:
+            raise self.closed.result() or DisconnectedError("the connection was closed")
+        return CLOCK() - begun
+
+    # --- the end
+
+    async def close(self, error_code: int = 0, reason: str = "") -> None:
+        """Flush what was written (at most 1 s), send CONNECTION_CLOSE and release everything. Safe to repeat.
+
+        Parameters
+        ----------
+        error_code : int
+            Application error code (RFC 9000 section 20.2); 0 is an orderly end.
+        reason : str
+            Reason phrase for the peer, cut to 256 bytes.
+        """
+        if self.is_closed:
+            return
+        if self._closing:
+            await asyncio.wait((self.closed,))
+            return
+        self._closing = True
+        try:
+            if self._handshake_complete:
+                self.transmit()
+                async with asyncio.timeout(FLUSH_TIMEOUT):
+                    while not self.is_closed and self._pending():
+                        await self.progress()
+        except TimeoutError:
+            pass  # the peer does not acknowledge: closing must not wait for it
+        finally:
+            self._close_now(error_code, reason, None)
+
+    def abort(self, reason: str = "", error_code: int = 0) -> None:
+        """Close at once without flushing. Safe to repeat."""
+        why = f"aborted: {reason}" if reason else "aborted by this side"
+        self._close_now(error_code, reason, DisconnectedError(why))
+
+    def _pending(self) -> int:
+        unsent = sum(stream.pending for stream in self._dirty if stream.opened)
+        return unsent + private.unacknowledged_total(self.engine)
+
+    def _close_now(self, error_code: int, reason: str, result: LabError | None) -> None:
+        if self.is_closed:
+            return
+        reason = short_reason(reason)
+        self.engine.close(error_code=error_code, reason_phrase=reason)
+        self._send_close()
+        self.finish(result, CloseInfo(error_code, application=True, reason=reason, by_peer=False))
+
+    def _send_close(self) -> None:
+        """Send CONNECTION_CLOSE, once; the server's endpoint repeats it when packets still come."""
+        try:
+            self.last_words = self.engine.datagrams_to_send(self._loop.time())
+        except Exception:
+            logger.exception("CONNECTION_CLOSE could not be built")
+            self.last_words = []
+        self._endpoint.send(self.last_words)
+
+    def _terminated(self) -> None:
+        """End because the engine did: the peer closed, an error was found, or the idle timeout passed."""
+        event = private.close_event(self.engine)
+        assert event is not None
+        by_peer = private.closed_by_peer(self.engine)
+        info = CloseInfo(event.error_code, event.frame_type is None, short_reason(event.reason_phrase), by_peer)
+        if not by_peer:
+            self._send_close()
+        self.finish(disconnected(info, private.idle_timeout(self.engine)), info)
+
+    def _crashed(self, error: Exception, what: str) -> None:
+        """End because something raised that should not have."""
+        logger.error("%s", what, exc_info=error)
+        self.trace.emit("net", "internal_error", what=what, error=repr(error))
+        if self.is_closed:
+            return
+        self.engine.close(
+            error_code=QuicErrorCode.INTERNAL_ERROR, frame_type=QuicFrameType.PADDING, reason_phrase="internal error"
+        )
+        self._send_close()
+        result = DisconnectedError(f"closed by this side: {what}: {error!r}")
+        result.__cause__ = error
+        self.finish(result, CloseInfo(QuicErrorCode.INTERNAL_ERROR, False, "internal error", by_peer=False))
+
+    def finish(self, result: LabError | None, info: CloseInfo) -> None:
+        """Release everything and tell everybody. Safe to repeat."""
+        if self.closed.done():
+            return
+        if self._tracer is not None:
+            self._tracer.flush()
+        self.refresh_report()
+        established = self._handshake_complete
+        self.report.state = "closed" if established else "failed"
+        self.report.error = str(result) if result is not None else None
+        self.close_info = info
+        self.closed.set_result(result)
+        for timer in (self._timer, self._keep_alive_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._keep_alive_timer = None
+        self._dirty.clear()
+        self._moved.set()
+        self._endpoint.forget(self)
+        self.trace.emit(
+            "quic",
+            "connection_closed",
+            error_code=info.error_code,
+            application=info.application,
+            reason=info.reason,
+            by_peer=info.by_peer,
+        )
+        self._on_finished(self)

@@ -1,0 +1,461 @@
+"""The only module that touches names which aioquic does not document.
+
+aioquic 1.7 gives a sans-IO QUIC engine, but many facts of a connection and a few necessary repairs can only be had
+through its private attributes. They all stand here, each behind a small function or method with a plain name, and
+``tests/quic/test_private_names.py`` fails as soon as a release renames one.
+
+:class:`Engine` is aioquic's connection with these changes:
+
+- it records the TLS messages of both directions (aioquic parses and drops them);
+- it grants flow-control credit for what the application has *taken*, not for what arrived, so that a receiver that
+  stops reading stops the peer (RFC 9000 section 4.1);
+- after a Retry it sends the same ClientHello again (RFC 9000 section 17.2.5.3) and does not lose what had been sent
+  in 0-RTT packets;
+- it offers key shares for X25519, P-256 and P-384 only: X448 costs more than the three together and no broker asks;
+- a server may offer resumption without accepting 0-RTT data.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from aioquic import tls
+from aioquic.buffer import Buffer
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE
+from aioquic.quic.connection import QuicConnection, QuicConnectionState
+from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.packet import (
+    QuicFrameType,
+    QuicPacketType,
+    QuicProtocolVersion,
+    pull_quic_transport_parameters,
+)
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+
+from mqttquic_lab.records.handshake import RttInfo
+from mqttquic_lab.trace import CLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aioquic.quic.configuration import QuicConfiguration
+    from aioquic.quic.events import ConnectionTerminated
+    from aioquic.quic.logger import QuicLoggerTrace
+    from aioquic.quic.packet import QuicHeader, QuicTransportParameters
+    from aioquic.quic.recovery import QuicPacketSpace
+    from aioquic.quic.stream import QuicStream
+    from cryptography import x509
+
+# What aioquic warns of reaches the caller as an error: without a handler, Python would also print it on stderr.
+logging.getLogger("quic").addHandler(logging.NullHandler())
+
+OFFERED_GROUPS = (tls.Group.X25519, tls.Group.SECP256R1, tls.Group.SECP384R1)
+"""Key-exchange groups for which a client sends a key share, most wanted first (RFC 8446 section 4.2.8)."""
+
+MAX_TRANSCRIPT = 64
+"""TLS messages kept per connection; a handshake has about ten, the rest are tickets."""
+
+_KEPT_RAW = frozenset(
+    {tls.HandshakeType.CLIENT_HELLO, tls.HandshakeType.SERVER_HELLO, tls.HandshakeType.CERTIFICATE_VERIFY}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsMessage:
+    """A TLS handshake message that passed (RFC 8446 section 4).
+
+    Attributes
+    ----------
+    time : float
+        Seconds on :data:`mqttquic_lab.trace.CLOCK`: when it was queued for sending, or arrived whole.
+    sender : str
+        ``"client"`` or ``"server"``.
+    type : int
+        HandshakeType.
+    raw : bytes
+        The message with its 4-byte header; kept only for those that hold facts (ClientHello, ServerHello,
+        CertificateVerify), else empty.
+    """
+
+    time: float
+    sender: Literal["client", "server"]
+    type: int
+    raw: bytes
+
+
+def _no_message(_: TlsMessage) -> None:
+    """Nobody listens to TLS messages yet."""
+
+
+class Engine(QuicConnection):
+    """aioquic's sans-IO connection with a TLS transcript, honest flow control and a repaired Retry.
+
+    Parameters
+    ----------
+    configuration : QuicConfiguration
+        ``max_stream_data`` and ``max_data`` are the receive windows: bytes that a peer may have under way or
+        unread, per stream and in total.
+    accept_early_data : bool
+        Server only: whether tickets allow 0-RTT data.
+    on_message : callable(TlsMessage)
+        Called with every TLS message as it passes.
+    options
+        Passed to aioquic.
+
+    Attributes
+    ----------
+    transcript : list of TlsMessage
+        The first :data:`MAX_TRANSCRIPT` TLS messages of both directions.
+    held : dict of int to int
+        Stream id -> bytes that arrived but which its paused reader has not taken.
+    consumed : int
+        Bytes of all streams that readers have taken or that never will be (after a reset).
+    """
+
+    def __init__(
+        self,
+        *,
+        configuration: QuicConfiguration,
+        accept_early_data: bool = False,
+        on_message: Callable[[TlsMessage], None] = _no_message,
+        **options: Any,
+    ) -> None:
+        self.transcript: list[TlsMessage] = []
+        self.held: dict[int, int] = {}
+        self.consumed = 0
+        self.on_message = on_message
+        self.accept_early_data = accept_early_data
+        self.stream_window = configuration.max_stream_data
+        self.connection_window = configuration.max_data
+        self.early_data_offered = False
+        super().__init__(configuration=configuration, **options)
+
+    # --- TLS
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        if self._spaces:
+            self._forget_first_flight()
+            if self._retry_count and not self._version_negotiated_incompatible:
+                self._renew_initial_keys(peer_cid)
+                return
+        super()._initialize(peer_cid)
+        context = self.tls
+        if self._is_client:
+            supported = context._supported_groups
+            context._supported_groups = [group for group in OFFERED_GROUPS if group in supported]
+        elif not self.accept_early_data:
+            context._max_early_data = None
+        inner = context._handle_reassembled_message
+
+        def record_and_handle(message_type: int, input_buf: Buffer, output_buf: dict[tls.Epoch, Buffer]) -> None:
+            raw = input_buf.data_slice(0, input_buf.capacity)
+            self._record_message("server" if self._is_client else "client", message_type, raw)
+            inner(message_type=message_type, input_buf=input_buf, output_buf=output_buf)
+
+        context._handle_reassembled_message = record_and_handle  # type: ignore[method-assign]
+        if context.get_session_ticket_cb is not None and not self.accept_early_data:
+            fetch = context.get_session_ticket_cb
+            # Our tickets allow no early data. Who offers it all the same gets a full handshake.
+            context.get_session_ticket_cb = lambda ticket: None if self.early_data_offered else fetch(ticket)
+
+    def _forget_first_flight(self) -> None:
+        """Give back what a Retry or a version negotiation makes void: bytes in flight, and data to send again."""
+        for space in self._spaces.values():
+            for packet in tuple(space.sent_packets.values()):
+                for handler, arguments in packet.delivery_handlers:
+                    handler(QuicDeliveryState.LOST, *arguments)
+            self._loss.discard_space(space)
+
+    def _renew_initial_keys(self, peer_cid: bytes) -> None:
+        """Keep everything of the handshake but the Initial keys, which depend on the connection id of the Retry."""
+        for version in self._cryptos_initial:
+            pair = CryptoPair()
+            pair.setup_initial(cid=peer_cid, is_client=True, version=version)
+            self._cryptos_initial[version] = pair
+        assert self._version is not None
+        self._cryptos[tls.Epoch.INITIAL] = self._cryptos_initial[self._version]
+
+    def _push_crypto_data(self) -> None:
+        for buffer in self._crypto_buffers.values():
+            data = buffer.data
+            while len(data) >= 4:
+                size = 4 + int.from_bytes(data[1:4], "big")
+                self._record_message("client" if self._is_client else "server", data[0], data[:size])
+                data = data[size:]
+        super()._push_crypto_data()
+
+    def _record_message(self, sender: Literal["client", "server"], message_type: int, raw: bytes) -> None:
+        if sender == "client" and message_type == tls.HandshakeType.CLIENT_HELLO and not self._is_client:
+            self.early_data_offered = _offers_early_data(raw)
+        if len(self.transcript) < MAX_TRANSCRIPT:
+            message = TlsMessage(CLOCK(), sender, message_type, raw if message_type in _KEPT_RAW else b"")
+            self.transcript.append(message)
+            self.on_message(message)
+
+    # --- flow control (RFC 9000 section 4)
+
+    def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
+        receiver = stream.receiver
+        if receiver.is_finished:
+            return
+        window = self.stream_window
+        limit = receiver.starting_offset() + window
+        if self.held:
+            limit -= self.held.get(stream.stream_id or 0, 0)
+        # Half a window at a time: one MAX_STREAM_DATA per 512 KiB, not one per packet.
+        if limit - stream.max_stream_data_local >= window // 2:
+            stream.max_stream_data_local = limit
+        if stream.max_stream_data_local_sent != stream.max_stream_data_local:
+            buffer = builder.start_frame(
+                QuicFrameType.MAX_STREAM_DATA,
+                capacity=17,
+                handler=self._on_max_stream_data_delivery,
+                handler_args=(stream,),
+            )
+            buffer.push_uint_var(stream.stream_id or 0)
+            buffer.push_uint_var(stream.max_stream_data_local)
+            stream.max_stream_data_local_sent = stream.max_stream_data_local
+            if self._quic_logger is not None and builder.quic_logger_frames is not None:
+                builder.quic_logger_frames.append(
+                    self._quic_logger.encode_max_stream_data_frame(
+                        maximum=stream.max_stream_data_local, stream_id=stream.stream_id or 0
+                    )
+                )
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        granted = self._local_max_data
+        limit = self.consumed + self.connection_window
+        if limit - granted.value >= self.connection_window // 2:
+            granted.value = limit
+        for kind in (granted, self._local_max_streams_bidi, self._local_max_streams_uni):
+            # MAX_STREAMS only once the peer has fewer streams left to open than the frame would grant.
+            worth_it = kind is granted or kind.sent - kind.used < kind.value - kind.sent
+            if kind.value != kind.sent and worth_it:
+                buffer = builder.start_frame(
+                    kind.frame_type, capacity=9, handler=self._on_connection_limit_delivery, handler_args=(kind,)
+                )
+                buffer.push_uint_var(kind.value)
+                kind.sent = kind.value
+                if self._quic_logger is not None and builder.quic_logger_frames is not None:
+                    builder.quic_logger_frames.append(
+                        self._quic_logger.encode_connection_limit_frame(frame_type=kind.frame_type, maximum=kind.value)
+                    )
+
+
+def _offers_early_data(client_hello: bytes) -> bool:
+    try:
+        return tls.pull_client_hello(Buffer(data=client_hello)).early_data
+    except (ValueError, tls.Alert):
+        return False  # malformed: aioquic is about to refuse it
+
+
+# --- how a connection ends
+
+
+def close_event(engine: Engine) -> ConnectionTerminated | None:
+    """Return why the connection ends, at once (the public event comes three probe timeouts later)."""
+    return engine._close_event
+
+
+def closed_by_peer(engine: Engine) -> bool:
+    """Whether the peer's CONNECTION_CLOSE ended the connection (RFC 9000 section 10.2.2)."""
+    return engine._state is QuicConnectionState.DRAINING
+
+
+def probe_timeout(engine: Engine) -> float:
+    """Return the probe timeout in seconds (RFC 9002 section 6.2.1)."""
+    return engine._loss.get_probe_timeout()
+
+
+def refusal_packet(header: QuicHeader, error_code: int, reason: str) -> bytes:
+    """Return an Initial packet with CONNECTION_CLOSE for a client for which nothing is kept (RFC 9000 section 5.2.2).
+
+    Parameters
+    ----------
+    header : QuicHeader
+        Of the client's Initial packet.
+    error_code : int
+        Transport error code.
+    reason : str
+        Short ASCII reason phrase.
+    """
+    assert header.version is not None
+    keys = CryptoPair()
+    keys.setup_initial(cid=header.destination_cid, is_client=False, version=header.version)
+    builder = QuicPacketBuilder(
+        host_cid=os.urandom(8),
+        peer_cid=header.source_cid,
+        version=header.version,
+        is_client=False,
+        max_datagram_size=SMALLEST_MAX_DATAGRAM_SIZE,
+    )
+    builder.start_packet(QuicPacketType.INITIAL, keys)
+    phrase = reason.encode("ascii")
+    buffer = builder.start_frame(QuicFrameType.TRANSPORT_CLOSE, capacity=32 + len(phrase))
+    buffer.push_uint_var(error_code)
+    buffer.push_uint_var(QuicFrameType.PADDING)
+    buffer.push_uint_var(len(phrase))
+    buffer.push_bytes(phrase)
+    datagrams, _ = builder.flush()
+    return datagrams[0]
+
+
+# --- facts of the handshake
+
+
+def handshake_confirmed(engine: Engine) -> bool:
+    """Whether the handshake is confirmed (RFC 9001 section 4.1.2)."""
+    return engine._handshake_confirmed
+
+
+def version(engine: Engine) -> int | None:
+    """Return the QUIC version in use."""
+    return engine._version
+
+
+def cipher_suite(engine: Engine) -> tls.CipherSuite | None:
+    """Return the TLS 1.3 cipher suite, None before the ServerHello."""
+    schedule = engine.tls.key_schedule if hasattr(engine, "tls") else None
+    return schedule.cipher_suite if schedule is not None else None
+
+
+def peer_chain(engine: Engine) -> list[x509.Certificate]:
+    """Return the chain that the peer presented, leaf first; also after it was refused; empty on resumption."""
+    if not hasattr(engine, "tls") or engine.tls._peer_certificate is None:
+        return []
+    return [engine.tls._peer_certificate, *engine.tls._peer_certificate_chain]
+
+
+def retried(engine: Engine) -> bool:
+    """Whether the server asked for a Retry (client side), or this connection came after one (server side)."""
+    return engine._retry_count > 0 or engine._retry_source_connection_id is not None
+
+
+def version_negotiated(engine: Engine) -> bool:
+    """Whether a Version Negotiation packet made the client start again (RFC 9368 section 2.1)."""
+    return engine._version_negotiated_incompatible
+
+
+def transport_parameters(engine: Engine, whose: Literal["local", "remote"]) -> QuicTransportParameters | None:
+    """Return one side's transport parameters (RFC 9000 section 18), None while unknown."""
+    if not hasattr(engine, "tls"):
+        return None
+    extensions = engine.tls.handshake_extensions if whose == "local" else engine.tls.received_extensions
+    for kind, data in extensions or ():
+        if kind == tls.ExtensionType.QUIC_TRANSPORT_PARAMETERS:
+            return pull_quic_transport_parameters(Buffer(data=data))
+    return None
+
+
+def server_identified(engine: Engine) -> bool:
+    """Whether the server has proved to hold the certificate's key and, if asked for, passed verification."""
+    return engine.tls.state in (tls.State.CLIENT_EXPECT_FINISHED, tls.State.CLIENT_POST_HANDSHAKE)
+
+
+# --- moving facts
+
+
+def rtt(engine: Engine) -> RttInfo | None:
+    """Return the round-trip time estimates (RFC 9002 section 5), None before the first sample."""
+    loss = engine._loss
+    if not loss._rtt_initialized:
+        return None
+    return RttInfo(
+        latest=loss._rtt_latest, minimum=loss._rtt_min, smoothed=loss._rtt_smoothed, variance=loss._rtt_variance
+    )
+
+
+def congestion_window(engine: Engine) -> int:
+    """Return the congestion window in bytes (RFC 9002 section 7)."""
+    return engine._loss.congestion_window
+
+
+def bytes_in_flight(engine: Engine) -> int:
+    """Return the bytes sent and neither acknowledged nor lost (RFC 9002 section 2)."""
+    return engine._loss.bytes_in_flight
+
+
+def idle_timeout(engine: Engine) -> float:
+    """Return the idle timeout in force, in seconds: the smaller of both sides' (RFC 9000 section 10.1)."""
+    local, remote = engine.configuration.idle_timeout, engine._remote_max_idle_timeout
+    return min(local, remote) if remote else local
+
+
+def stream_credit(engine: Engine, *, unidirectional: bool = False) -> int:
+    """Return how many more streams the peer lets us open now (RFC 9000 section 4.6)."""
+    if unidirectional:
+        return engine._remote_max_streams_uni - engine._local_next_stream_id_uni // 4
+    return engine._remote_max_streams_bidi - engine._local_next_stream_id_bidi // 4
+
+
+# --- streams
+
+
+def unacknowledged(engine: Engine, stream_id: int) -> int:
+    """Return the bytes given to the engine for this stream which the peer has not acknowledged."""
+    stream = engine._streams.get(stream_id)
+    if stream is None or stream.sender._reset_error_code is not None:
+        return 0
+    return stream.sender._buffer_stop - stream.sender._buffer_start
+
+
+def unacknowledged_total(engine: Engine) -> int:
+    """Return the bytes of all streams which the peer has not acknowledged."""
+    return sum(unacknowledged(engine, stream_id) for stream_id in tuple(engine._streams))
+
+
+def undelivered(engine: Engine, stream_id: int) -> int:
+    """Return the bytes that count against flow control but will never be delivered, after a reset."""
+    stream = engine._streams.get(stream_id)
+    if stream is None:
+        return 0
+    return stream.receiver.highest_offset - stream.receiver.starting_offset()
+
+
+def stream_exists(engine: Engine, stream_id: int) -> bool:
+    """Whether the stream is open, or finished but not yet forgotten."""
+    return stream_id in engine._streams
+
+
+def can_send(engine: Engine, stream_id: int) -> bool:
+    """Whether data can still be written to the stream: no FIN was, and neither side has reset it."""
+    stream = engine._streams.get(stream_id)
+    return (
+        stream is not None
+        and not stream.sender.is_finished
+        and stream.sender._buffer_fin is None
+        and stream.sender._reset_error_code is None
+    )
+
+
+# --- knobs
+
+
+def set_logger(engine: Engine, logger: QuicLoggerTrace | None) -> None:
+    """Switch the qlog tap on or off; only between two calls of the engine."""
+    engine._quic_logger = logger
+    engine._loss._quic_logger = logger
+
+
+def set_datagram_size(engine: Engine, size: int) -> None:
+    """Send datagrams of up to `size` bytes from now on. Not before the handshake: Initial packets are padded to it."""
+    engine._max_datagram_size = size
+    engine._loss._pacer._max_datagram_size = size
+
+
+def stop_pacing(engine: Engine) -> None:
+    """Send whatever the congestion window allows at once."""
+
+    def no_rate(congestion_window: int, smoothed_rtt: float) -> None:
+        """Leave the pacer without a rate."""
+
+    pacer = engine._loss._pacer
+    pacer.packet_time = None
+    pacer.update_rate = no_rate  # type: ignore[method-assign]
+
+
+VERSION_NAMES = {QuicProtocolVersion.VERSION_1: "QUIC v1", QuicProtocolVersion.VERSION_2: "QUIC v2"}
+"""RFC 9000 and RFC 9369."""

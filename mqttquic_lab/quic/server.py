@@ -1,0 +1,490 @@
+"""Listens for QUIC connections on one UDP port.
+
+Datagrams are routed by connection id (RFC 9000 section 5.2). Connections, half-open handshakes and session tickets
+are bounded; when handshakes pile up, new clients first have to prove their address with a Retry (section 8.1.2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from aioquic.buffer import Buffer
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicPacketType,
+    encode_quic_retry,
+    encode_quic_version_negotiation,
+    pull_quic_header,
+)
+from aioquic.quic.retry import QuicRetryTokenHandler
+
+from mqttquic_lab.errors import UsageError
+from mqttquic_lab.net.stream import TransportName
+from mqttquic_lab.quic import private
+from mqttquic_lab.quic.client import CONNECTION_WINDOW, STREAM_WINDOW
+from mqttquic_lab.quic.connection import QuicConnection
+from mqttquic_lab.quic.endpoint import Endpoint, EndpointCounters, plain_address
+from mqttquic_lab.quic.flights import FlightRecorder
+from mqttquic_lab.quic.private import Engine
+from mqttquic_lab.quic.profiles import profile_named
+from mqttquic_lab.quic.tracing import QuicTracer
+from mqttquic_lab.records.handshake import HandshakeReport
+from mqttquic_lab.trace import Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aioquic.quic.packet import QuicHeader
+    from aioquic.tls import SessionTicket
+
+    from mqttquic_lab.net.certificates import ServerIdentity
+    from mqttquic_lab.net.stream import Connection
+    from mqttquic_lab.quic.endpoint import Datagrams, NetworkAddress
+
+IDLE_TIMEOUT = 180.0
+"""Seconds: three times the usual MQTT keep-alive, for clients that send no QUIC PINGs."""
+
+MIN_INITIAL = 1200
+"""Bytes of the smallest datagram with a client's first packet (RFC 9000 section 14.1)."""
+
+SERVER_TRACE = 256
+"""Events kept per connection of a listener without a trace of its own."""
+
+
+@dataclass(slots=True)
+class ListenerCounters:
+    """What became of connection attempts.
+
+    Attributes
+    ----------
+    accepted : int
+        Handshakes completed.
+    failed : int
+        Handshakes that ended early: refused by either side, or too slow.
+    refused : int
+        Turned away because a limit was reached.
+    retries : int
+        Retry packets sent.
+    version_negotiations : int
+        Version Negotiation packets sent.
+    """
+
+    accepted: int = 0
+    failed: int = 0
+    refused: int = 0
+    retries: int = 0
+    version_negotiations: int = 0
+
+
+async def listen_quic(
+    host: str,
+    port: int,
+    *,
+    identity: ServerIdentity,
+    on_connection: Callable[[Connection], None],
+    alpn: Sequence[str] = ("mqtt",),
+    profile: str = "realistic",
+    idle_timeout: float = IDLE_TIMEOUT,
+    handshake_timeout: float = 10.0,
+    max_connections: int = 1024,
+    max_handshakes: int = 128,
+    retry: bool | None = None,
+    early_data: bool = False,
+    max_tickets: int = 1024,
+    trace: Trace | None = None,
+) -> QuicListener:
+    """Accept QUIC connections.
+
+    Parameters
+    ----------
+    host : str
+        IP address or name to listen on; of a name, its first address. ``"::"`` takes IPv4 too.
+    port : int
+        UDP port; 0 takes a free one.
+    identity : ServerIdentity
+        Certificate, chain and private key to show.
+    on_connection : callable(Connection)
+        Called when a handshake has completed, or with the first 0-RTT data if that comes first. It assigns
+        ``connection.on_stream``.
+    alpn : sequence of str
+        Application protocols to accept, most wanted first.
+    profile : str
+        ``"realistic"`` or ``"loopback"``; the latter applies to peers on the loopback only, others get ``realistic``.
+    idle_timeout : float
+        Seconds after which a silent connection is given up (RFC 9000 section 10.1).
+    handshake_timeout : float
+        Seconds for a handshake.
+    max_connections : int
+        Connections at a time; more are refused with CONNECTION_REFUSED.
+    max_handshakes : int
+        Handshakes at a time; more are refused.
+    retry : bool, optional
+        Whether clients must prove their address before anything is kept for them. Default: only while more than half
+        of `max_handshakes` are under way.
+    early_data : bool
+        Whether tickets allow 0-RTT data (which can be replayed, RFC 9001 section 9.2).
+    max_tickets : int
+        Session tickets kept; the oldest are dropped. 0: no resumption.
+    trace : Trace, optional
+        Receives the QUIC events of all connections. Without it each has a small one of its own, which records
+        per-packet events only while its ``detail`` is set.
+
+    Raises
+    ------
+    OSError
+        The address cannot be bound, such as ``EADDRINUSE``.
+    UsageError
+        An argument cannot be used.
+    """
+    if not alpn:
+        raise UsageError("QUIC needs at least one ALPN protocol: alpn=('mqtt',)")
+    profile_named(profile)
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        if family == socket.AF_INET6 and address[0] == "::":
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(address)
+        return QuicListener(
+            sock,
+            identity,
+            on_connection,
+            alpn=tuple(alpn),
+            profile=profile,
+            idle_timeout=idle_timeout,
+            handshake_timeout=handshake_timeout,
+            max_connections=max_connections,
+            max_handshakes=max_handshakes,
+            retry=retry,
+            early_data=early_data,
+            max_tickets=max_tickets,
+            trace=trace,
+        )
+    except BaseException:
+        sock.close()
+        raise
+
+
+class QuicListener:
+    """A bound UDP port and the connections on it. Made by :func:`listen_quic`.
+
+    Attributes
+    ----------
+    counters : ListenerCounters
+        What became of connection attempts.
+    """
+
+    transport: ClassVar[TransportName] = "quic"
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        identity: ServerIdentity,
+        on_connection: Callable[[Connection], None],
+        *,
+        alpn: tuple[str, ...],
+        profile: str,
+        idle_timeout: float,
+        handshake_timeout: float,
+        max_connections: int,
+        max_handshakes: int,
+        retry: bool | None,
+        early_data: bool,
+        max_tickets: int,
+        trace: Trace | None,
+    ) -> None:
+        self.counters = ListenerCounters()
+        self._identity = identity
+        self._on_connection = on_connection
+        self._alpn = alpn
+        self._profile = profile
+        self._idle_timeout = idle_timeout
+        self._handshake_timeout = handshake_timeout
+        self._max_connections = max_connections
+        self._max_handshakes = max_handshakes
+        self._retry = retry
+        self._early_data = early_data
+        self._trace = trace
+        self._loop = asyncio.get_running_loop()
+        self._tokens = QuicRetryTokenHandler()
+        self._tickets: OrderedDict[bytes, SessionTicket] = OrderedDict()
+        self._max_tickets = max_tickets
+        self._routes: dict[bytes, QuicConnection] = {}
+        self._connections: dict[QuicConnection, _Entry] = {}
+        self._handshakes: set[QuicConnection] = set()
+        self._farewells: dict[bytes, _Farewell] = {}
+        self._closing = False
+        self._versions = QuicConfiguration().supported_versions
+        self._cid_length = QuicConfiguration().connection_id_length
+        self._endpoint = Endpoint(sock, self._route)
+        self._address = plain_address(sock.getsockname())
+
+    def __repr__(self) -> str:
+        return f"<QuicListener {self._address} with {len(self._connections)} connections>"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return self._address
+
+    @property
+    def port(self) -> int:
+        """UDP port."""
+        return self._address[1]
+
+    @property
+    def connections(self) -> tuple[QuicConnection, ...]:
+        """The established connections."""
+        return tuple(c for c in self._connections if c not in self._handshakes)
+
+    @property
+    def handshakes(self) -> int:
+        """Handshakes under way."""
+        return len(self._handshakes)
+
+    @property
+    def socket_counters(self) -> EndpointCounters:
+        """What passed through the socket."""
+        return self._endpoint.counters
+
+    async def close(self, error_code: int = 0, reason: str = "") -> None:
+        """Close every connection in order (at most 1 s for all together) and release the port. Safe to repeat."""
+        self._closing = True
+        try:
+            await asyncio.gather(*(connection.close(error_code, reason) for connection in tuple(self._connections)))
+        finally:
+            for connection in tuple(self._connections):
+                connection.abort(reason, error_code)
+            for farewell in set(self._farewells.values()):
+                farewell.timer.cancel()
+            self._farewells.clear()
+            self._endpoint.close()
+
+    # --- routing
+
+    def _route(self, data: bytes, address: NetworkAddress) -> QuicConnection | None:
+        if not data[0] & 0x80:  # short header (RFC 9000 section 17.3)
+            cid = data[1 : 1 + self._cid_length]
+            connection = self._routes.get(cid)
+            if connection is None and self._farewells:
+                self._repeat_farewell(cid)
+            return connection
+        try:
+            header = pull_quic_header(Buffer(data=data), host_cid_length=self._cid_length)
+        except ValueError:
+            return None
+        if header.packet_type is not QuicPacketType.VERSION_NEGOTIATION and header.version not in self._versions:
+            self._negotiate_version(header, address, len(data))
+            return None
+        connection = self._routes.get(header.destination_cid)
+        if connection is not None:
+            return connection
+        if header.destination_cid in self._farewells:
+            self._repeat_farewell(header.destination_cid)
+            return None
+        if header.packet_type is not QuicPacketType.INITIAL or len(data) < MIN_INITIAL or self._closing:
+            return None
+        return self._greet(header, address)
+
+    def _negotiate_version(self, header: QuicHeader, address: NetworkAddress, size: int) -> None:
+        if size < MIN_INITIAL:
+            return  # RFC 9000 section 6.1: answering small packets would amplify
+        self.counters.version_negotiations += 1
+        packet = encode_quic_version_negotiation(
+            source_cid=header.destination_cid,
+            destination_cid=header.source_cid,
+            supported_versions=self._versions,
+        )
+        self._endpoint.send([(packet, address)])
+
+    def _greet(self, header: QuicHeader, address: NetworkAddress) -> QuicConnection | None:
+        """Return a new connection for a client's first packet, or answer with Retry or a refusal."""
+        full = len(self._connections) >= self._max_connections or len(self._handshakes) >= self._max_handshakes
+        original, retry_source = header.destination_cid, None
+        if header.token:
+            try:
+                original = self._tokens.validate_token(
+                    address=_token_address(address),
+                    destination_cid=header.destination_cid,
+                    token=header.token,
+                    now=self._loop.time(),
+                )
+                retry_source = header.destination_cid
+            except ValueError:
+                if self._retry_wanted:
+                    return None  # forged or old (RFC 9000 section 8.1.3)
+        elif self._retry_wanted and not full:
+            self._send_retry(header, address)
+            return None
+        if full:
+            self.counters.refused += 1
+            refusal = private.refusal_packet(
+                header, QuicErrorCode.CONNECTION_REFUSED, "the server has reached its limit of connections"
+            )
+            self._endpoint.send([(refusal, address)])
+            return None
+        return self._accept(header.destination_cid, original, retry_source, address)
+
+    @property
+    def _retry_wanted(self) -> bool:
+        return self._retry if self._retry is not None else len(self._handshakes) * 2 > self._max_handshakes
+
+    def _send_retry(self, header: QuicHeader, address: NetworkAddress) -> None:
+        self.counters.retries += 1
+        source = os.urandom(self._cid_length)
+        token = self._tokens.create_token(
+            address=_token_address(address),
+            original_destination_connection_id=header.destination_cid,
+            retry_source_connection_id=source,
+            now=self._loop.time(),
+        )
+        assert header.version is not None
+        packet = encode_quic_retry(
+            version=header.version,
+            source_cid=source,
+            destination_cid=header.source_cid,
+            original_destination_cid=header.destination_cid,
+            retry_token=token,
+        )
+        self._endpoint.send([(packet, address)])
+
+    # --- connections
+
+    def _accept(
+        self, destination: bytes, original: bytes, retry_source: bytes | None, address: NetworkAddress
+    ) -> QuicConnection:
+        host, _ = plain_address(address)
+        profile = profile_named(self._profile)
+        if profile.name == "loopback" and not profile.suits(host):
+            profile = profile_named("realistic")
+        recorder = FlightRecorder()
+        trace = self._trace if self._trace is not None else Trace(SERVER_TRACE)
+        tracer = QuicTracer("server", trace, recorder) if self._trace is not None else None
+        configuration = QuicConfiguration(
+            is_client=False,
+            alpn_protocols=list(self._alpn),
+            certificate=self._identity.certificate,
+            certificate_chain=list(self._identity.chain),
+            congestion_control_algorithm=profile.congestion_control,
+            idle_timeout=self._idle_timeout,
+            max_data=CONNECTION_WINDOW,
+            max_stream_data=STREAM_WINDOW,
+            private_key=self._identity.private_key,
+            quic_logger=tracer.logger if tracer is not None else None,
+        )
+        engine = Engine(
+            configuration=configuration,
+            accept_early_data=self._early_data,
+            original_destination_connection_id=original,
+            retry_source_connection_id=retry_source,
+            session_ticket_fetcher=self._take_ticket if self._max_tickets else None,
+            session_ticket_handler=self._keep_ticket if self._max_tickets else None,
+        )
+        connection = QuicConnection(
+            engine,
+            self._endpoint,
+            role="server",
+            profile=profile,
+            report=HandshakeReport(state="connecting", peer_address=plain_address(address)),
+            trace=trace,
+            recorder=recorder,
+            tracer=tracer,
+            keep_alive=False,
+            on_established=self._established,
+            on_finished=self._finished,
+            on_connection_id=self._connection_id,
+        )
+        deadline = self._loop.call_later(
+            self._handshake_timeout, connection.abort, "the handshake took too long", QuicErrorCode.CONNECTION_REFUSED
+        )
+        self._connections[connection] = _Entry({destination, engine.host_cid}, deadline)
+        for cid in (destination, engine.host_cid):
+            self._routes[cid] = connection
+        self._handshakes.add(connection)
+        return connection
+
+    def _established(self, connection: QuicConnection) -> None:
+        self._connections[connection].deadline.cancel()
+        self._handshakes.discard(connection)
+        self.counters.accepted += 1
+        self._on_connection(connection)
+
+    def _connection_id(self, connection: QuicConnection, cid: bytes, issued: bool) -> None:
+        entry = self._connections.get(connection)
+        if entry is None:
+            return
+        if issued:
+            entry.cids.add(cid)
+            self._routes[cid] = connection
+        else:
+            entry.cids.discard(cid)
+            self._routes.pop(cid, None)
+
+    def _finished(self, connection: QuicConnection) -> None:
+        entry = self._connections.pop(connection)
+        entry.deadline.cancel()
+        if connection in self._handshakes:
+            self._handshakes.discard(connection)
+            self.counters.failed += 1
+        for cid in entry.cids:
+            self._routes.pop(cid, None)
+        if connection.last_words and not self._closing and len(self._farewells) < 4 * self._max_connections:
+            # RFC 9000 section 10.2.1: CONNECTION_CLOSE may get lost; repeat it to who still sends, for three PTO.
+            delay = 3 * private.probe_timeout(connection.engine)
+            timer = self._loop.call_later(delay, self._forget_farewell, tuple(entry.cids))
+            farewell = _Farewell(connection.last_words, timer)
+            for cid in entry.cids:
+                self._farewells[cid] = farewell
+
+    def _repeat_farewell(self, cid: bytes) -> None:
+        farewell = self._farewells.get(cid)
+        if farewell is None:
+            return
+        farewell.packets += 1
+        if farewell.packets & (farewell.packets - 1) == 0:  # the 1st, 2nd, 4th, 8th ... packet
+            self._endpoint.send(farewell.words)
+
+    def _forget_farewell(self, cids: tuple[bytes, ...]) -> None:
+        for cid in cids:
+            self._farewells.pop(cid, None)
+
+    # --- session tickets
+
+    def _keep_ticket(self, ticket: SessionTicket) -> None:
+        self._tickets[ticket.ticket] = ticket
+        while len(self._tickets) > self._max_tickets:
+            self._tickets.popitem(last=False)
+
+    def _take_ticket(self, identity: bytes) -> SessionTicket | None:
+        # Single use: a ticket that works twice lets 0-RTT data be replayed (RFC 8446 section 8.1).
+        return self._tickets.pop(identity, None)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A connection's connection ids and the end of its handshake."""
+
+    cids: set[bytes]
+    deadline: asyncio.TimerHandle
+
+
+@dataclass(slots=True, eq=False)
+class _Farewell:
+    """The last words of a closed connection, to be repeated."""
+
+    words: Datagrams
+    timer: asyncio.TimerHandle
+    packets: int = 0
+
+
+def _token_address(address: NetworkAddress) -> NetworkAddress:
+    """Return (host, port) as Retry tokens take it: without a zone, which ``ipaddress`` may not pack."""
+    return str(address[0]).partition("%")[0], address[1]
