@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 from mqttquic_lab.errors import ProtocolError, PublishError, UsageError
 from mqttquic_lab.mqtt.packet_ids import MAX_PACKET_ID, PacketIds
 from mqttquic_lab.mqtt.packets import PubAck, PubComp, PubRec, PubRel, encode_publish
+from mqttquic_lab.mqtt.reason_codes import ReasonCode
 from mqttquic_lab.mqtt.state import DELIVERY_TABLE, DeliveryState, PacketKind, Violation, violation_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mqttquic_lab.mqtt.packets import Publish
+    from mqttquic_lab.mqtt.reader import Version
 
 _RESERVED_IDS = 256
 """Identifiers that PUBLISH leaves to SUBSCRIBE and UNSUBSCRIBE, even if the peer would take 65535 messages."""
@@ -37,7 +39,7 @@ _PUBLISH_QOS1 = int(PacketKind.PUBLISH_QOS1)
 _PUBLISH_QOS2 = int(PacketKind.PUBLISH_QOS2)
 _PUBREC_REFUSED = int(PacketKind.PUBREC_REFUSED)
 
-_Step = tuple[int, int | None, int]
+_Step = tuple[int, int | None, ReasonCode]
 
 
 def _compile() -> tuple[tuple[_Step | None, ...], ...]:
@@ -47,7 +49,11 @@ def _compile() -> tuple[tuple[_Step | None, ...], ...]:
         row: list[_Step | None] = [None] * (max(PacketKind) + 1)
         for (of, kind), entry in DELIVERY_TABLE.items():
             if of is state and not isinstance(entry, Violation):
-                row[kind] = (int(entry.next), None if entry.reply is None else int(entry.reply), entry.reason_code)
+                row[kind] = (
+                    int(entry.next),
+                    None if entry.reply is None else int(entry.reply),
+                    ReasonCode(entry.reason_code),
+                )
         rows.append(tuple(row))
     return tuple(rows)
 
@@ -92,7 +98,7 @@ class Delivery:
         self.dup = False
         self.state = _AWAIT_PUBACK if qos == 1 else _AWAIT_PUBREC
 
-    def encode(self, version: int = 5) -> bytes:
+    def encode(self, version: Version = 5) -> bytes:
         """Return the PUBLISH on the wire, with the whole topic (aliases do not outlive a connection)."""
         return encode_publish(
             self.topic, self.payload, self.qos, self.retain, self.dup, self.packet_id, self.properties, version
@@ -239,7 +245,7 @@ class Deliveries:
         max_queued: int = 100_000,
         *,
         peer_receive_maximum: int = MAX_PACKET_ID,
-        version: int = 5,
+        version: Version = 5,
         ids: PacketIds | None = None,
     ) -> None:
         if max_queued < 0:
@@ -317,9 +323,9 @@ class Deliveries:
         ProtocolError
             If the packet does not fit the exchange, such as PUBREC for a QoS 1 message; reason code 0x82.
         """
-        packet_id: int = packet.packet_id
-        code: int = packet.reason_code
-        kind: int = packet.TYPE
+        packet_id = packet.packet_id
+        code = packet.reason_code
+        kind = packet.TYPE
         if kind == _PUBREC and code >= 0x80:
             kind = _PUBREC_REFUSED
         delivery = self._unacknowledged.get(packet_id)
@@ -398,7 +404,7 @@ class Deliveries:
 
     # Receiver -----------------------------------------------------------------------------------------------------
 
-    def receive(self, publish: Publish, reason_code: int = 0) -> Received:
+    def receive(self, publish: Publish, reason_code: int = ReasonCode.SUCCESS) -> Received:
         """Take in a PUBLISH of any QoS.
 
         Parameters
@@ -442,7 +448,7 @@ class Deliveries:
             )
         deliver = counted is None
         if deliver:
-            reply_code = reason_code
+            reply_code = ReasonCode.SUCCESS if reason_code == 0 else ReasonCode(reason_code)
             if reason_code >= 0x80:
                 deliver = False
                 following = _NONE
@@ -481,7 +487,7 @@ class Deliveries:
         peer_receive_maximum: int | None = None,
         *,
         receive_maximum: int | None = None,
-        version: int | None = None,
+        version: Version | None = None,
     ) -> list[Delivery | PubRel]:
         """Begin a new connection of the same session; returns what to send at once, in order.
 
@@ -514,7 +520,7 @@ class Deliveries:
             delivery.dup = True
         self._queue.extendleft(reversed(self._unacknowledged.values()))
         self._unacknowledged.clear()
-        releases: list[Delivery | PubRel] = [PubRel(packet_id, 0) for packet_id in self._released]
+        releases: list[Delivery | PubRel] = [PubRel(packet_id) for packet_id in self._released]
         self.resent += len(releases)
         return releases + self.take_sendable()
 
