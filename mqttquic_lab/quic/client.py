@@ -14,7 +14,8 @@ from aioquic.quic.configuration import QuicConfiguration
 
 from mqttquic_lab.errors import ConnectError, ConnectTimeoutError, UnreachableError, UsageError
 from mqttquic_lab.net.address import host_port, resolve
-from mqttquic_lab.quic import private, report as facts
+from mqttquic_lab.quic import private
+from mqttquic_lab.quic import report as facts
 from mqttquic_lab.quic.connection import QuicConnection
 from mqttquic_lab.quic.endpoint import Endpoint
 from mqttquic_lab.quic.flights import FlightRecorder
@@ -236,10 +237,10 @@ class _Attempt:
                 for connection in tuple(self.live):
                     if connection.is_closed:
                         self.live.remove(connection)
-                        error = self.failed(connection)
-                        if not isinstance(error, UnreachableError):
-                            raise error
-                        failure = failure or error
+                        reason = self.failed(connection)
+                        if not isinstance(reason, UnreachableError):
+                            raise reason
+                        failure = failure or reason
                     elif connection.is_established:
                         winner = connection
                         self.established(connection)

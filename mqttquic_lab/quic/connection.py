@@ -18,7 +18,8 @@ from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 
 from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError, UsageError
 from mqttquic_lab.net.stream import Connection, TransportName, _ignore
-from mqttquic_lab.quic import private, report as facts
+from mqttquic_lab.quic import private
+from mqttquic_lab.quic import report as facts
 from mqttquic_lab.quic.endpoint import plain_address
 from mqttquic_lab.quic.reasons import CloseInfo, disconnected, short_reason
 from mqttquic_lab.quic.stream import QuicStream
@@ -333,7 +334,7 @@ class QuicConnection(Connection):
         """Call a handler of the owner; an exception from it ends this connection, and only this one."""
         try:
             handler(*arguments)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a handler's bug must not stop the loop or the other connections
             self._crashed(error, "a handler of this connection failed")
 
     async def progress(self) -> None:
@@ -362,8 +363,7 @@ class QuicConnection(Connection):
             self.report.timings["client_hello"] = 0.0
         try:
             self.engine.receive_datagram(data, address, now)
-        except Exception as error:
-            # aioquic raises its own kinds for what it foresees; a peer can find others.
+        except Exception as error:  # noqa: BLE001 - aioquic raises its own for what it foresees; peers find others
             self._crashed(error, "the QUIC engine could not handle a datagram")
 
     def pump(self) -> None:
@@ -396,7 +396,7 @@ class QuicConnection(Connection):
             if self._dirty:
                 self._flush_streams()
             datagrams = self.engine.datagrams_to_send(now)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - see receive()
             self._crashed(error, "the QUIC engine could not build a packet")
             return
         if datagrams:
@@ -611,7 +611,7 @@ class QuicConnection(Connection):
             return
         try:
             self.engine.handle_timer(now=max(now, at))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - see receive()
             self._crashed(error, "the QUIC engine could not handle its timer")
             return
         self.pump()

@@ -15,6 +15,8 @@ through its private attributes. They all stand here, each behind a small functio
 - a server may offer resumption without accepting 0-RTT data.
 """
 
+# ruff: noqa: SLF001 - reading private names is what this module is for
+
 from __future__ import annotations
 
 import logging
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from aioquic import tls
-from aioquic.buffer import Buffer
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # public, but not in its __all__
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE
 from aioquic.quic.connection import QuicConnection, QuicConnectionState
 from aioquic.quic.crypto import CryptoPair

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import certifi
 from aioquic import tls
-from aioquic.buffer import Buffer
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # public, but not in its __all__
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import crypto

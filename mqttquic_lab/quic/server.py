@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from aioquic.buffer import Buffer
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # public, but not in its __all__
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import (
     QuicErrorCode,
@@ -25,7 +25,6 @@ from aioquic.quic.packet import (
 from aioquic.quic.retry import QuicRetryTokenHandler
 
 from mqttquic_lab.errors import UsageError
-from mqttquic_lab.net.stream import TransportName
 from mqttquic_lab.quic import private
 from mqttquic_lab.quic.client import CONNECTION_WINDOW, STREAM_WINDOW
 from mqttquic_lab.quic.connection import QuicConnection
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from aioquic.tls import SessionTicket
 
     from mqttquic_lab.net.certificates import ServerIdentity
-    from mqttquic_lab.net.stream import Connection
+    from mqttquic_lab.net.stream import Connection, TransportName
     from mqttquic_lab.quic.endpoint import Datagrams, NetworkAddress
 
 IDLE_TIMEOUT = 180.0

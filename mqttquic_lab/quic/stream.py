@@ -69,7 +69,7 @@ class QuicStream(ByteStream):
 
     # --- callbacks
 
-    @property  # type: ignore[override]
+    @property
     def on_data(self) -> Callable[[bytes], None]:
         """Called with bytes as they arrive, in order."""
         return self._on_data
@@ -80,7 +80,7 @@ class QuicStream(ByteStream):
         self._claimed = handler is not _ignore
         self._schedule_delivery()
 
-    @property  # type: ignore[override]
+    @property
     def on_end(self) -> Callable[[], None]:
         """Called once when the peer has sent everything (FIN)."""
         return self._on_end
@@ -90,7 +90,7 @@ class QuicStream(ByteStream):
         self._on_end = handler
         self._schedule_delivery()
 
-    @property  # type: ignore[override]
+    @property
     def on_reset(self) -> Callable[[int], None]:
         """Called with the peer's error code on RESET_STREAM or STOP_SENDING."""
         return self._on_reset
