@@ -118,11 +118,25 @@ class Connection(ABC):
         self.on_stream: Callable[[ByteStream], None] = _ignore
         self.started = CLOCK()
 
-    def mark(self, name: str) -> float:
-        """Set ``report.timings[name]`` to now, in seconds after :attr:`started`, and return it."""
-        now = CLOCK() - self.started
-        self.report.timings[name] = now
-        return now
+    def mark(
+        self, milestone: str, content: str | None = None, *, sender: Literal["client", "server"] | None = None
+    ) -> None:
+        """Note a milestone in the handshake report: ``report.timings[milestone]`` becomes now.
+
+        The session calls ``mark("connect_sent", "CONNECT")`` right after it wrote CONNECT, and
+        ``mark("connack", "CONNACK", sender="server")`` once it has decoded CONNACK, which ends the ladder.
+
+        Parameters
+        ----------
+        milestone : str
+            Key of ``report.timings``; its value is in seconds after :attr:`started`.
+        content : str, optional
+            Name of what was written or has arrived, for the flight that carries it; transports that know their
+            flights put it there.
+        sender : {"client", "server"}, optional
+            Whose content it is; default: ours.
+        """
+        self.report.timings[milestone] = CLOCK() - self.started
 
     @property
     @abstractmethod

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from mqttquic_lab.errors import ConnectTimeoutError, DisconnectedError, LabError
 from mqttquic_lab.net.address import host_port
@@ -178,10 +179,16 @@ class TcpConnection(Connection, asyncio.Protocol):
         To be told.
     ready : callable(TcpConnection, LabError or None)
         Called once: with None when the connection is established, else with the reason why it never was.
+
+    Attributes
+    ----------
+    server_side : bool
+        Which side this is.
     """
 
     transport: ClassVar[TransportName] = "tcp"
     control: TcpStream
+    server_side = False
 
     def __init__(self, *, report: HandshakeReport, trace: Trace, ready: Ready) -> None:
         super().__init__()
@@ -241,6 +248,25 @@ class TcpConnection(Connection, asyncio.Protocol):
     def pending(self) -> int:
         """Bytes queued here and in the transport."""
         return self._out_size + (self._wire.get_write_buffer_size() if self._wire is not None else 0)
+
+    def mark(
+        self, milestone: str, content: str | None = None, *, sender: Literal["client", "server"] | None = None
+    ) -> None:
+        """Note a milestone, and in which flight its content travelled; see :meth:`Connection.mark`."""
+        super().mark(milestone, content, sender=sender)
+        if content is None or self.report.round_trips is not None:
+            return
+        time = self.report.timings[milestone]
+        side: Literal["client", "server"] = sender or ("server" if self.server_side else "client")
+        flights = self.report.flights
+        if flights and flights[-1].sender == side:
+            # Nobody waited in between: CONNECT leaves beside the client's Finished.
+            last = flights[-1]
+            self.report.flights = (*flights[:-1], replace(last, end=time, content=(*last.content, content)))
+        else:
+            self.report.flights = (*flights, Flight(side, time, time, (self.transport.upper(),), (content,)))
+        if milestone == "connack":
+            self.report.round_trips = sum(flight.sender == "server" for flight in self.report.flights)
 
     def refresh_report(self) -> HandshakeReport:
         """Bring the round-trip time in :attr:`report` up to date (Linux only) and return the report."""
@@ -566,6 +592,7 @@ async def open_tcp(
     timeout: float = 10.0,
     trace: Trace | None = None,
     local_address: LocalAddress | None = None,
+    report: HandshakeReport | None = None,
 ) -> TcpConnection:
     """Open a plain TCP connection.
 
@@ -579,23 +606,33 @@ async def open_tcp(
         Trace to use; one of its own by default.
     local_address : tuple of (str, int), optional
         Our own IP address and port to connect from.
+    report : HandshakeReport, optional
+        The report to fill; it is also filled as far as possible when this fails.
 
     Raises
     ------
     UnreachableError, ConnectTimeoutError, UsageError
         See :func:`mqttquic_lab.net.dial.dial`.
     """
-    report = HandshakeReport(url=address.url, transport="tcp")
+    facts = report if report is not None else HandshakeReport()
+    facts.url, facts.transport, facts.state = address.url, "tcp", "connecting"
     try:
         async with asyncio.timeout(timeout):
             dialled = await dial(address.host, address.port, local_address=local_address)
             return await establish(
-                dialled, lambda ready: TcpConnection(report=report, trace=trace or Trace(), ready=ready)
+                dialled, lambda ready: TcpConnection(report=facts, trace=trace or Trace(), ready=ready)
             )
-    except LabError:
+    except LabError as error:
+        failed(facts, error)
         raise
     except TimeoutError:
-        raise no_answer(address, timeout) from None
+        raise failed(facts, no_answer(address, timeout)) from None
+
+
+def failed(report: HandshakeReport, error: LabError) -> LabError:
+    """Note in the report why no connection came about; returns the error."""
+    report.state, report.error = "failed", str(error)
+    return error
 
 
 def no_answer(address: Address, timeout: float) -> ConnectTimeoutError:

@@ -25,7 +25,7 @@ from mqttquic_lab.errors import (
 from mqttquic_lab.net.address import host_port, is_ip_address
 from mqttquic_lab.net.certificates import certificate_refused, chain_info
 from mqttquic_lab.net.dial import dial
-from mqttquic_lab.net.tcp import Ready, TcpConnection, establish, no_answer
+from mqttquic_lab.net.tcp import Ready, TcpConnection, establish, failed, no_answer
 from mqttquic_lab.net.tls_messages import CIPHER_SUITES, GROUPS, SIGNATURE_SCHEMES, HandshakeObserver
 from mqttquic_lab.records.handshake import Flight, HandshakeReport
 from mqttquic_lab.trace import Trace
@@ -94,7 +94,7 @@ class TlsConnection(TcpConnection):
     ) -> None:
         super().__init__(report=report, trace=trace, ready=ready)
         self._context = context
-        self._server_side = server_side
+        self.server_side = server_side
         self._server_name = server_name
         self._trust = trust
         self._observer = observer
@@ -113,7 +113,7 @@ class TlsConnection(TcpConnection):
         """Send ClientHello, or wait for it."""
         if self._handshake_timeout is not None:
             self._handshake_timer = self._loop.call_later(self._handshake_timeout, self._handshake_too_slow)
-        if not self._server_side:
+        if not self.server_side:
             self.mark("client_hello")
         if self._observer is not None:
             self._observer.started = self.started
@@ -260,7 +260,7 @@ class TlsConnection(TcpConnection):
         report.cipher_suite = cipher[0] if cipher else None
         if observer is not None and observer.cipher_suite is not None:
             report.cipher_suite = CIPHER_SUITES.get(observer.cipher_suite, report.cipher_suite)
-        if self._server_side:
+        if self.server_side:
             return
         self._fill_certificates()
         self._fill_verification()
@@ -289,7 +289,7 @@ class TlsConnection(TcpConnection):
 
     def _fill_certificates(self) -> None:
         """Note the chain that the server presented; also after a failure, so that a person can look at it."""
-        if self._server_side:
+        if self.server_side:
             return
         chain: Sequence[x509.Certificate] = self._observer.chain if self._observer is not None else ()
         if not chain:
@@ -332,7 +332,7 @@ class TlsConnection(TcpConnection):
         return result
 
     def _explain_certificate(self, error: Exception) -> ConnectError | None:
-        if self._server_side or not isinstance(error, ssl.CertificateError):
+        if self.server_side or not isinstance(error, ssl.CertificateError):
             return None
         code = getattr(error, "verify_code", None)
         detail = str(getattr(error, "verify_message", "") or error)
@@ -475,6 +475,7 @@ async def open_tls(
     local_address: LocalAddress | None = None,
     minimum_tls: TlsVersionName = "1.3",
     ssl_context: ssl.SSLContext | None = None,
+    report: HandshakeReport | None = None,
 ) -> TlsConnection:
     """Open a TLS connection over TCP.
 
@@ -498,6 +499,8 @@ async def open_tls(
     ssl_context : ssl.SSLContext, optional
         A client context of the user's, used as it is: `alpn`, `minimum_tls` and all of `trust` but ``server_name``
         then have no effect. It may carry a client certificate.
+    report : HandshakeReport, optional
+        The report to fill; it is also filled as far as possible when this fails.
 
     Raises
     ------
@@ -508,8 +511,10 @@ async def open_tls(
     context = client_context(trust, alpn=alpn, minimum_tls=minimum_tls) if ssl_context is None else ssl_context
     name = (trust.server_name or address.host).rstrip(".")
     trace = trace or Trace()
-    report = HandshakeReport(url=address.url, transport="tls", offered_alpn=tuple(alpn) if own else ())
-    report.server_name = None if is_ip_address(name) else name
+    facts = report if report is not None else HandshakeReport()
+    facts.url, facts.transport, facts.state = address.url, "tls", "connecting"
+    facts.offered_alpn = tuple(alpn) if own else ()
+    facts.server_name = None if is_ip_address(name) else name
     observer: HandshakeObserver | None = None
     if own:
         # A user's context may serve other connections too; those are not ours to watch.
@@ -518,7 +523,7 @@ async def open_tls(
 
     def make(ready: Ready) -> TlsConnection:
         return TlsConnection(
-            report=report,
+            report=facts,
             trace=trace,
             ready=ready,
             context=context,
@@ -534,12 +539,14 @@ async def open_tls(
             dialled = await dial(address.host, address.port, local_address=local_address)
             connected = True
             return await establish(dialled, make)
-    except LabError:
+    except LabError as error:
+        failed(facts, error)
         raise
     except TimeoutError:
         if not connected:
-            raise no_answer(address, timeout) from None
-        raise ConnectTimeoutError(
+            raise failed(facts, no_answer(address, timeout)) from None
+        silent = ConnectTimeoutError(
             f"{host_port(address.host, address.port)} accepted the TCP connection but did not finish the TLS handshake "
             f"within {timeout:g} s: it may speak no TLS on this port (plain MQTT is mqtt://)"
-        ) from None
+        )
+        raise failed(facts, silent) from None
