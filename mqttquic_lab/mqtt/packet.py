@@ -55,8 +55,8 @@ def check_fixed_header(first: int, version: Version | None, receiver: Receiver |
     if version is None and kind != 1:
         raise rules.FIRST_PACKET.broken(version, field="packet_type", offset=0, detail=f"it is {name}")
     if _FLAGS[kind] not in (None, first & 0x0F):
-        detail = f"0b{first & 0x0F:04b} in {name}, must be 0b{_FLAGS[kind]:04b}"
-        raise rules.FLAGS.broken(version, field="flags", offset=0, detail=detail)
+        detail = f"0b{first & 0x0F:04b}, must be 0b{_FLAGS[kind]:04b}"
+        raise rules.FLAGS[name].broken(version, field="flags", offset=0, detail=detail)
     if receiver is not None and name in _NEVER_AT[receiver]:
         raise rules.DIRECTION.broken(version, field="packet_type", offset=0, detail=f"{name} at a {receiver}")
     if kind == 14 and version == 4 and receiver == "client":

@@ -6,7 +6,7 @@ Property blocks are mappings from the standard's names in snake case to values; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -240,45 +240,90 @@ def write_properties(properties: Properties | None, place: str, version: Version
         return b""
     if not properties:
         return b"\0"
-    block = b"".join([_write(name, value, place) for name, value in properties.items()])
+    writers = _WRITERS[place]
+    parts = []
+    for name, value in properties.items():
+        writer = writers.get(name)
+        if writer is None:
+            raise _misplaced(name, place)
+        parts.append(writer(value))
+    block = b"".join(parts)
     if "authentication_data" in properties and "authentication_method" not in properties:
         raise UsageError("authentication_data needs authentication_method beside it")
     return writing.varint(len(block)) + block
 
 
-def _write(name: str, value: Any, place: str) -> bytes:
+def _misplaced(name: str, place: str) -> UsageError:
     row = BY_NAME.get(name)
     if row is None:
-        raise UnknownOptionError(f"properties of {place}", name, (r.name for r in PROPERTIES if place in r.places))
-    if place not in row.places:
-        raise UsageError(f"{name} is no property of {place}: it belongs in {', '.join(sorted(row.places))}")
-    identifier = writing.varint(row.identifier)
-    if row.kind == "pair":
-        return b"".join([identifier + _pair(pair) for pair in value])
-    if name == "subscription_identifier":
-        numbers = (value,) if isinstance(value, int) else tuple(value)
-        if len(numbers) > 1 and place not in row.repeats:
-            raise UsageError(f"{place} takes one subscription_identifier, not {len(numbers)}")
-        return b"".join([identifier + writing.varint(_in_range(number, row)) for number in numbers])
-    if row.kind == "utf8":
-        text = writing.utf8(value, name)
-        if name == "response_topic" and (not value or "+" in value or "#" in value):
-            raise UsageError(f"response_topic {value!r}: it must be a topic name, without wildcards")
-        return identifier + text
+        return UnknownOptionError(f"properties of {place}", str(name), _WRITERS[place])
+    return UsageError(f"{name} is no property of {place}: it belongs in {', '.join(sorted(row.places))}")
+
+
+def _in_range(value: Any, row: Property) -> int:
+    if not isinstance(value, int) or not row.least <= value <= row.most:
+        raise UsageError(f"{row.name} is {value!r}: it must be an integer from {row.least} to {row.most}")
+    return value
+
+
+def _writer(row: Property, place: str) -> Callable[[Any], bytes]:
+    """Return the function that writes a property in `place`: its identifier, then the checked value."""
+    name = row.name
+    prefix = bytes((row.identifier,))
+    if row.kind in {"byte", "u16", "u32"}:
+        size = _SIZES.get(row.kind, 1)
+        return lambda value: prefix + _in_range(value, row).to_bytes(size, "big")
     if row.kind == "binary":
-        return identifier + writing.binary(value, name)
-    return identifier + _in_range(value, row).to_bytes(_SIZES.get(row.kind, 1), "big")
+        return lambda value: prefix + writing.binary(value, name)
+    if row.kind == "varint":
+        return lambda value: _write_identifiers(value, row, prefix, place)
+    if row.kind == "pair":
+        return lambda value: b"".join([prefix + _pair(pair) for pair in value])
+    if name == "response_topic":
+        return lambda value: prefix + _response_topic(value)
+    return lambda value: prefix + _string(value, name)
+
+
+def _write_identifiers(value: Any, row: Property, prefix: bytes, place: str) -> bytes:
+    numbers = (value,) if isinstance(value, int) else tuple(value)
+    if len(numbers) > 1 and place not in row.repeats:
+        raise UsageError(f"{place} takes one {row.name}, not {len(numbers)}")
+    return b"".join([prefix + writing.varint(_in_range(number, row)) for number in numbers])
+
+
+def _response_topic(value: Any) -> bytes:
+    text = _string(value, "response_topic")
+    if not value or "+" in value or "#" in value:
+        raise UsageError(f"response_topic is {value!r}: it must be a topic name, without wildcards")
+    return text
+
+
+_strings: dict[str, bytes] = {}
+"""Short string -> its bytes on the wire, since content types and names of user properties repeat; cleared when full."""
+
+
+def _string(value: Any, name: str) -> bytes:
+    data = _strings.get(value) if isinstance(value, str) else None
+    if data is None:
+        data = writing.utf8(value, name)
+        if len(data) <= 64:
+            if len(_strings) >= 1024:
+                _strings.clear()
+            _strings[value] = data
+    return data
 
 
 def _pair(pair: Any) -> bytes:
     try:
         name, value = pair
     except (TypeError, ValueError):
-        raise UsageError(f"user_property holds {pair!r}: give (name, value) pairs of str") from None
-    return writing.utf8(name, "user_property name") + writing.utf8(value, "user_property value")
+        name = value = None
+    if name is None or isinstance(pair, str):
+        raise UsageError(f"user_property holds {pair!r}: give a list of (name, value) pairs of str")
+    return _string(name, "user_property name") + writing.utf8(value, "user_property value")
 
 
-def _in_range(value: Any, row: Property) -> int:
-    if not isinstance(value, int) or not row.least <= value <= row.most:
-        raise UsageError(f"{row.name} is {value!r}: it must be an integer from {row.least} to {row.most}")
-    return int(value)
+_WRITERS: Final[dict[str, dict[str, Callable[[Any], bytes]]]] = {
+    place: {row.name: _writer(row, place) for row in PROPERTIES if place in row.places}
+    for place in sorted(frozenset[str]().union(*(row.places for row in PROPERTIES)))
+}

@@ -63,7 +63,6 @@ class Rule:
 # Fixed header and data representation
 TYPE_RESERVED = Rule("reserved packet type", ("", "2.1.2"), ("", "2.2.1"))
 AUTH_IN_V311 = Rule("AUTH does not exist in MQTT 3.1.1", ("", "3.15"), ("", "2.2.1"))
-FLAGS = Rule("reserved flags of the fixed header", ("MQTT-2.1.3-1", "2.1.3"), ("MQTT-2.2.2-2", "2.2.2"))
 DIRECTION = Rule("packet type that this end never receives", ("", "2.1.2"), ("", "2.2.1"), PROTOCOL_ERROR)
 FIRST_PACKET = Rule("the first packet is not CONNECT", ("MQTT-3.1.0-1", "3.1"), ("MQTT-3.1.0-1", "3.1"), PROTOCOL_ERROR)
 TOO_LARGE = Rule("packet larger than this end accepts", ("MQTT-3.1.2-24", "3.1.2.11.4"), ("", "2.2.3"), 0x95)
@@ -150,6 +149,21 @@ SESSION_EXPIRY_FROM_SERVER = Rule(
     "a server sent session_expiry_interval in DISCONNECT", ("MQTT-3.14.2-2", "3.14.2.2.2"), ("", "3.14"), PROTOCOL_ERROR
 )
 AUTH_METHOD_MISSING = Rule("AUTH without authentication_method", ("", "3.15.2.2.2"), ("", "2.2.1"), PROTOCOL_ERROR)
+
+FLAGS: Final = {
+    name: Rule(f"reserved flags of {name}", v5, v311)
+    for name, v5, v311 in (
+        ("PUBREL", ("MQTT-3.6.1-1", "3.6.1"), ("MQTT-3.6.1-1", "3.6.1")),
+        ("SUBSCRIBE", ("MQTT-3.8.1-1", "3.8.1"), ("MQTT-3.8.1-1", "3.8.1")),
+        ("UNSUBSCRIBE", ("MQTT-3.10.1-1", "3.10.1"), ("MQTT-3.10.1-1", "3.10.1")),
+        ("DISCONNECT", ("MQTT-3.14.1-1", "3.14.1"), ("MQTT-3.14.1-1", "3.14.1")),
+        ("AUTH", ("MQTT-3.15.1-1", "3.15.1"), ("", "2.2.1")),
+    )
+} | {
+    name: Rule(f"reserved flags of {name}", ("MQTT-2.1.3-1", "2.1.3"), ("MQTT-2.2.2-1", "2.2.2"))
+    for name in "CONNECT CONNACK PUBACK PUBREC PUBCOMP SUBACK UNSUBACK PINGREQ PINGRESP".split()
+}
+"""Packet name -> the rule that other flags in the fixed header than those of table 2-2 break."""
 
 REASON_CODES: Final = {
     "CONNACK": Rule("reason code not of CONNACK", ("MQTT-3.2.2-8", "3.2.2.2"), ("", "3.2.2.3"), PROTOCOL_ERROR),

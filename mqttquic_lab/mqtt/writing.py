@@ -19,6 +19,7 @@ MAX_REMAINING_LENGTH: Final = 268_435_455
 U16: Final = Struct(">H")
 U32: Final = Struct(">I")
 
+_LENGTHS: Final = U16.pack
 _ONE_BYTE: Final = tuple(bytes((value,)) for value in range(256))
 
 
@@ -68,17 +69,17 @@ def utf8(value: Any, name: str) -> bytes:
     UsageError
         When it is no ``str``, holds a surrogate or U+0000, or takes more than 65,535 bytes.
     """
-    if not isinstance(value, str):
-        raise UsageError(f"{name} is {type(value).__name__}: it must be a str")
     try:
-        data = value.encode()
+        data: bytes = value.encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"{name} holds a surrogate at character {error.start}: MQTT strings are UTF-8") from None
-    if "\0" in value:
+    except AttributeError:
+        raise UsageError(f"{name} is {type(value).__name__}: it must be a str") from None
+    if b"\0" in data:
         raise UsageError(f"{name} holds U+0000 at character {value.index(chr(0))}: MQTT strings must not")
     if len(data) > 65_535:
         raise UsageError(f"{name} takes {len(data)} bytes: an MQTT string ends at 65535")
-    return U16.pack(len(data)) + data
+    return _LENGTHS(len(data)) + data
 
 
 def octets(value: Any, name: str) -> bytes:
