@@ -1,0 +1,152 @@
+"""What a broker is told before it starts: where it listens and how much it lets anybody use.
+
+Every bound has a default here, so that no client, however hostile or merely busy, can make the broker grow without
+end. What a bound refused or dropped is counted in :class:`mqttquic_lab.broker.status.BrokerStats`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from mqttquic_lab.errors import UnknownOptionError, UsageError
+
+Authenticate = Callable[[str, str | None, bytes | None], bool | int | Awaitable[bool | int]]
+"""``authenticate(client_id, username, password)``: True or 0 admits, False or a reason code refuses. May be async."""
+
+DEFAULT_PORTS = {"quic": 14567, "tls": 8883, "tcp": 1883}
+"""Ports taken when none is asked for and they are free."""
+
+
+@dataclass(slots=True)
+class BrokerConfig:
+    """Settings of one broker.
+
+    Parameters
+    ----------
+    host : str
+        Address to listen on. Loopback by default: the embedded broker is not meant for the open network.
+    quic, tls, tcp : bool
+        Which transports to listen on.
+    quic_port, tls_port, tcp_port : int or None
+        Port of each; None takes the usual one (14567, 8883, 1883) if it is free and any free one else, 0 takes any
+        free one.
+    server_names : tuple of str
+        Names and addresses put into the certificate beside ``localhost``, ``127.0.0.1``, ``::1`` and `host`.
+    profile : {"realistic", "loopback"}
+        Tuning of the QUIC listener; ``"loopback"`` only between our own client and broker on one machine.
+    users : mapping of str to str, optional
+        User name -> password. When given, everybody else is refused (reason code 0x86).
+    authenticate : callable, optional
+        ``authenticate(client_id, username, password)``, instead of `users`; may be a coroutine function.
+    max_connections : int
+        Network connections at a time; further ones are closed at once.
+    max_sessions : int
+        Sessions kept, connected or not. At the bound the disconnected session that would expire first makes room.
+    max_session_expiry : int
+        Longest session expiry interval granted, seconds (MQTT 5.0 section 3.1.2.11.2). Also how long a persistent
+        session of a 3.1.1 client is kept.
+    max_packet_size : int
+        Largest control packet accepted, bytes; told to 5.0 clients as Maximum Packet Size.
+    max_inflight : int
+        QoS 1 and 2 messages exchanged at a time per client and direction: our Receive Maximum, and the bound for
+        clients that name none.
+    max_queued : int
+        QoS 1 and 2 messages waiting per session, connected or not. Beyond it the oldest waiting one is dropped.
+    max_queued_bytes : int
+        Topic and payload bytes of those.
+    max_pending_bytes : int
+        Bytes written to one connection but not yet taken by its peer; beyond it QoS 0 messages for that client are
+        dropped.
+    slow_consumer_grace : float
+        How long a publisher is held back for a subscriber whose connection is full, seconds. After that the
+        subscriber is on its own: messages for it are queued and dropped by the bounds above until it has caught up.
+    max_subscriptions : int
+        Subscriptions per session; further ones are refused (0x97, quota exceeded).
+    max_retained : int
+        Retained messages kept; further topics are not retained (and counted).
+    max_retained_bytes : int
+        Topic and payload bytes of those.
+    topic_alias_maximum : int
+        Topic aliases accepted per connection (MQTT 5.0 section 3.2.2.3.8).
+    connect_timeout : float
+        Seconds a connection may stay without CONNECT [MQTT-3.1.4-1].
+    max_keepalive : int
+        Longest keep-alive granted to 5.0 clients, seconds (Server Keep Alive); 0 accepts whatever they ask for.
+
+    Raises
+    ------
+    UsageError
+        For a value that cannot be used.
+    """
+
+    host: str = "127.0.0.1"
+    quic: bool = True
+    tls: bool = True
+    tcp: bool = True
+    quic_port: int | None = None
+    tls_port: int | None = None
+    tcp_port: int | None = None
+    server_names: tuple[str, ...] = ()
+    profile: Literal["realistic", "loopback"] = "realistic"
+    users: Mapping[str, str] | None = field(default=None, repr=False)
+    authenticate: Authenticate | None = field(default=None, repr=False)
+    max_connections: int = 1000
+    max_sessions: int = 10_000
+    max_session_expiry: int = 24 * 3600
+    max_packet_size: int = 16 * 1024 * 1024
+    max_inflight: int = 1000
+    max_queued: int = 10_000
+    max_queued_bytes: int = 32 * 1024 * 1024
+    max_pending_bytes: int = 4 * 1024 * 1024
+    slow_consumer_grace: float = 0.5
+    max_subscriptions: int = 10_000
+    max_retained: int = 100_000
+    max_retained_bytes: int = 64 * 1024 * 1024
+    topic_alias_maximum: int = 64
+    connect_timeout: float = 10.0
+    max_keepalive: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_connections", "max_sessions", "max_queued", "max_queued_bytes", "max_pending_bytes",
+                     "max_subscriptions"):  # fmt: skip
+            self._need(name, getattr(self, name) >= 1, "must be at least 1")
+        for name in ("max_session_expiry", "max_retained", "max_retained_bytes", "slow_consumer_grace"):
+            self._need(name, getattr(self, name) >= 0, "must not be negative")
+        self._need("max_inflight", 1 <= self.max_inflight <= 65535, "must be 1 to 65535 (MQTT 5.0 section 3.1.2.11.3)")
+        self._need("max_packet_size", 64 <= self.max_packet_size <= 268_435_460, "must be 64 to 268435460 bytes")
+        self._need("topic_alias_maximum", 0 <= self.topic_alias_maximum <= 65535, "must be 0 to 65535")
+        self._need("max_keepalive", 0 <= self.max_keepalive <= 65535, "must be 0 to 65535 seconds")
+        self._need("connect_timeout", self.connect_timeout > 0, "must be more than 0 seconds")
+        self._need("profile", self.profile in ("realistic", "loopback"), 'must be "realistic" or "loopback"')
+        for transport in DEFAULT_PORTS:
+            port = getattr(self, f"{transport}_port")
+            self._need(f"{transport}_port", port is None or 0 <= port <= 65535, "must be 0 to 65535, or None")
+        if self.users is not None and self.authenticate is not None:
+            raise UsageError("give either users or authenticate, not both")
+
+    def _need(self, name: str, good: bool, rule: str) -> None:
+        if not good:
+            raise UsageError(f"{name}={getattr(self, name)!r}: {rule}")
+
+    @classmethod
+    def from_options(cls, verb: str = "BrokerConfig", /, **options: Any) -> BrokerConfig:
+        """Build one from keywords; a misspelt one raises :class:`UnknownOptionError` with the nearest name."""
+        known = {f.name for f in fields(cls)}
+        for name in options:
+            if name not in known:
+                raise UnknownOptionError(verb, name, known)
+        return cls(**options)
+
+    @property
+    def transports(self) -> tuple[Literal["quic", "tls", "tcp"], ...]:
+        """The transports switched on, most modern first."""
+        chosen: list[Literal["quic", "tls", "tcp"]] = []
+        if self.quic:
+            chosen.append("quic")
+        if self.tls:
+            chosen.append("tls")
+        if self.tcp:
+            chosen.append("tcp")
+        return tuple(chosen)

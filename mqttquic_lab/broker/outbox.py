@@ -1,0 +1,259 @@
+"""What goes out to one client: batched writes, and what happens when it reads too slowly.
+
+Packets are collected while a chunk of input is worked on and written in one go afterwards. Three marks bound what
+is written but not taken, each answering a different question:
+
+- full (:data:`FULL`): publishers that send to this client are not read from for a while. That makes a short burst
+  lossless. It lasts for ``slow_consumer_grace`` seconds at most; a client that needs longer is *lagging* and holds
+  nobody back until it has caught up.
+- full also stops QoS 1 and 2 messages from leaving the session's own, bounded queue.
+- overflow (``max_pending_bytes``): QoS 0 messages for it are dropped and counted, and it is not read from itself:
+  a client that does not take its answers may not ask for more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from mqttquic_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mqttquic_lab.broker.clock import Clock, TimerHandle
+    from mqttquic_lab.broker.config import BrokerConfig
+    from mqttquic_lab.broker.status import BrokerStats
+    from mqttquic_lab.net.stream import ByteStream
+
+FULL = 256 * 1024
+"""Bytes pending at which a client counts as full."""
+
+
+class Holdable:
+    """Something that can be kept from reading: a client. See :class:`mqttquic_lab.broker.client.Client`."""
+
+    __slots__ = ()
+
+    def block(self, reason: object) -> None:
+        """Stop reading until every reason has been taken back."""
+        raise NotImplementedError
+
+    def unblock(self, reason: object) -> None:
+        """Take a reason back."""
+        raise NotImplementedError
+
+
+class FlushQueue:
+    """The outboxes with something to write.
+
+    During a batch the flush is left to its end; an outbox used outside of one (a timer published a will) gets it on
+    the next loop tick.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: list[Outbox] = []
+        self._in_batch = False
+
+    def add(self, outbox: Outbox) -> None:
+        """Note that an outbox wants to be flushed."""
+        if not self.waiting and not self._in_batch:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self.waiting.append(outbox)
+
+    def begin(self) -> None:
+        """Start a batch; :meth:`flush` ends it."""
+        self._in_batch = True
+
+    def flush(self, publisher: Holdable | None = None) -> None:
+        """Write everything, and hold `publisher` for those who are full now."""
+        self._in_batch = False
+        waiting, self.waiting = self.waiting, []
+        for outbox in waiting:
+            outbox.flush()
+            if publisher is not None and outbox.wants_relief:
+                outbox.hold(publisher)
+
+
+class Outbox:
+    """The way out to one client.
+
+    Parameters
+    ----------
+    stream : ByteStream
+        Where the bytes go.
+    owner : Holdable
+        The client itself, not read from while its outbox overflows.
+    on_room : callable()
+        Called when there is room again after the outbox was full.
+    """
+
+    __slots__ = (
+        "_clock", "_dirty", "_flushes", "_full_reason", "_grace", "_held", "_limit", "_messages", "_on_room", "_owner",
+        "_parts", "_queue_is_short", "_stats", "_stream", "_task", "_timer", "bytes_out", "dropped", "is_full",
+        "is_lagging", "is_overflowing", "messages_out", "queue_is_long",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        stream: ByteStream,
+        owner: Holdable,
+        flushes: FlushQueue,
+        config: BrokerConfig,
+        stats: BrokerStats,
+        clock: Clock,
+        on_room: Callable[[], None],
+    ) -> None:
+        self._stream = stream
+        self._owner = owner
+        self._flushes = flushes
+        self._limit = config.max_pending_bytes
+        self._grace = config.slow_consumer_grace
+        self._stats = stats
+        self._clock = clock
+        self._on_room = on_room
+        self._parts: list[bytes] = []
+        self._messages = 0
+        self._dirty = False
+        self._held: set[Holdable] = set()
+        self._full_reason = object()
+        self._task: asyncio.Task[None] | None = None
+        self._timer: TimerHandle | None = None
+        self._queue_is_short: asyncio.Event | None = None
+        self.is_full = False
+        """More than :data:`FULL` bytes are pending."""
+        self.is_lagging = False
+        """It has been full for longer than the grace."""
+        self.is_overflowing = False
+        """More than ``max_pending_bytes`` are pending."""
+        self.queue_is_long = False
+        """The session's queue of QoS 1 and 2 messages is more than half full."""
+        self.messages_out = 0
+        self.bytes_out = 0
+        self.dropped = 0
+
+    def write(self, packet: bytes) -> None:
+        """Queue a packet that may not be dropped."""
+        self._parts.append(packet)
+        if not self._dirty:
+            self._dirty = True
+            self._flushes.add(self)
+
+    def push(self, packets: bytes, count: int) -> None:
+        """Queue `count` QoS 0 messages, unless the client has too much to read already."""
+        if self.is_overflowing:
+            self.dropped += count
+            self._stats.dropped_qos0 += count
+            return
+        self._parts.append(packets)
+        self._messages += count
+        if not self._dirty:
+            self._dirty = True
+            self._flushes.add(self)
+
+    def send(self, packet: bytes) -> None:
+        """Queue one QoS 1 or 2 message."""
+        self._messages += 1
+        self.write(packet)
+
+    def flush(self) -> None:
+        """Write what was queued."""
+        self._dirty = False
+        parts = self._parts
+        if not parts:
+            return
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._parts = []
+        self.messages_out += self._messages
+        self._stats.messages_out += self._messages
+        self._messages = 0
+        self.bytes_out += len(data)
+        self._stats.bytes_out += len(data)
+        self._stream.write(data)
+        pending = self._stream.pending
+        if pending > FULL:
+            self.is_full = True
+            if pending > self._limit and not self.is_overflowing:
+                self.is_overflowing = True
+                self._owner.block(self)
+            self._seek_relief()
+
+    @property
+    def pending(self) -> int:
+        """Bytes queued or written that the client has not taken yet."""
+        return self._stream.pending + sum(map(len, self._parts))
+
+    @property
+    def wants_relief(self) -> bool:
+        """Whether publishers should wait for this client."""
+        return (self.is_full or self.queue_is_long) and not self.is_lagging
+
+    def hold(self, publisher: Holdable) -> None:
+        """Keep a publisher from being read until there is room, or the grace is over."""
+        if publisher not in self._held:
+            self._held.add(publisher)
+            publisher.block(self._full_reason)
+
+    def note_queue(self, share: float) -> None:
+        """Learn how much of the session's queue is in use, 0 to 1."""
+        if share > 0.5:
+            if not self.queue_is_long:
+                self.queue_is_long = True
+                self._seek_relief()
+            if not self._dirty:  # so that the publisher of this batch is held
+                self._dirty = True
+                self._flushes.add(self)
+        elif self.queue_is_long and share < 0.25:
+            self.queue_is_long = False
+            if self._queue_is_short is not None:
+                self._queue_is_short.set()
+
+    def _seek_relief(self) -> None:
+        if self._task is None:
+            self._timer = self._clock.call_later(self._grace, self._give_up)
+            self._task = asyncio.get_running_loop().create_task(self._relieve())
+
+    async def _relieve(self) -> None:
+        """Wait until the client has caught up. One task per client that is behind, none for the others."""
+        try:
+            while self.is_full or self.queue_is_long:
+                if self.is_full:
+                    await self._stream.drain()
+                    self.is_full = False
+                    if self.is_overflowing:
+                        self.is_overflowing = False
+                        self._owner.unblock(self)
+                    self._on_room()
+                    self.flush()  # what just got room may fill it again
+                else:
+                    self._queue_is_short = asyncio.Event()
+                    await self._queue_is_short.wait()
+                    self._queue_is_short = None
+        except LabError:
+            return  # the connection ended; close() releases everybody
+        self._task = None
+        self.is_lagging = False
+        self._release()
+
+    def _give_up(self) -> None:
+        self.is_lagging = True
+        self._release()
+
+    def _release(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        held = list(self._held)
+        self._held.clear()
+        for publisher in held:
+            publisher.unblock(self._full_reason)
+
+    def close(self) -> None:
+        """Forget what is queued and let go of everybody; the connection ends."""
+        self.is_overflowing = True
+        self._parts.clear()
+        self._messages = 0
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        self._release()

@@ -1,0 +1,79 @@
+"""Retained messages: the newest per topic, for subscribers to come (MQTT 5.0 section 3.3.1.3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mqttquic_lab.mqtt import TopicMap
+
+if TYPE_CHECKING:
+    from mqttquic_lab.broker.message import Message
+
+
+class RetainedMessages:
+    """A bounded store.
+
+    Parameters
+    ----------
+    max_messages : int
+        Topics kept.
+    max_bytes : int
+        Topic and payload bytes kept.
+    """
+
+    def __init__(self, max_messages: int, max_bytes: int) -> None:
+        self._messages: TopicMap[Message] = TopicMap()
+        self._by_topic: dict[str, Message] = {}
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self.nbytes = 0
+        """Topic and payload bytes held."""
+
+    def __len__(self) -> int:
+        return len(self._by_topic)
+
+    def store(self, message: Message, now: float) -> bool:
+        """Keep a message instead of the one its topic had; an empty payload removes that [MQTT-3.3.1-6].
+
+        Returns
+        -------
+        bool
+            False when there is no room: nothing is retained for this topic then, not even the older message, which
+            would be wrong by now.
+        """
+        self.remove(message.topic)
+        if not message.payload:
+            return True
+        if not self._has_room(message):
+            for old in [old for old in self._by_topic.values() if old.is_expired(now)]:
+                self.remove(old.topic)
+            if not self._has_room(message):
+                return False
+        self._messages.set(message.topic, message)
+        self._by_topic[message.topic] = message
+        self.nbytes += message.size
+        return True
+
+    def _has_room(self, message: Message) -> bool:
+        return len(self._by_topic) < self._max_messages and self.nbytes + message.size <= self._max_bytes
+
+    def remove(self, topic: str) -> None:
+        """Forget what a topic had, if anything."""
+        message = self._by_topic.pop(topic, None)
+        if message is not None:
+            self._messages.remove(topic)
+            self.nbytes -= message.size
+
+    def get(self, topic: str, now: float) -> Message | None:
+        """Return a topic's message unless it has expired."""
+        message = self._by_topic.get(topic)
+        if message is not None and message.is_expired(now):
+            self.remove(topic)
+            return None
+        return message
+
+    def topics(self, topic_filter: str) -> list[str]:
+        """Return the topics with a retained message that match a filter."""
+        if "+" not in topic_filter and "#" not in topic_filter:
+            return [topic_filter] if topic_filter in self._by_topic else []
+        return [topic for topic, _ in self._messages.matching(topic_filter)]

@@ -1,0 +1,338 @@
+"""The embedded broker: listeners, certificate, clients, sessions, retained messages and wills, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from mqttquic_lab.broker.client import Client
+from mqttquic_lab.broker.config import DEFAULT_PORTS, BrokerConfig
+from mqttquic_lab.broker.outbox import FlushQueue
+from mqttquic_lab.broker.retained import RetainedMessages
+from mqttquic_lab.broker.router import Router
+from mqttquic_lab.broker.sessions import SessionStore
+from mqttquic_lab.broker.status import BrokerStats
+from mqttquic_lab.broker.waiting import Waiting
+from mqttquic_lab.broker.wills import Wills
+from mqttquic_lab.errors import PortInUseError, UsageError
+from mqttquic_lab.mqtt import ReasonCode
+from mqttquic_lab.net.certificates import CertificateAuthority
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from mqttquic_lab.broker.clock import Clock
+    from mqttquic_lab.broker.message import Message
+    from mqttquic_lab.broker.sessions import Session
+    from mqttquic_lab.broker.status import ClientInfo
+    from mqttquic_lab.mqtt import Will
+    from mqttquic_lab.net.certificates import ServerIdentity
+    from mqttquic_lab.net.stream import Connection, Listener
+
+SCHEMES = {"quic": "quic", "tls": "mqtts", "tcp": "mqtt"}
+"""Transport -> URL scheme."""
+
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+"""Names that every certificate of the broker has."""
+
+
+class BrokerServer:
+    """An MQTT 3.1.1 and 5.0 broker on the running event loop.
+
+    Parameters
+    ----------
+    config : BrokerConfig, optional
+        Settings; all defaults otherwise.
+    clock : Clock, optional
+        Time and timers; the running loop's by default. For tests.
+
+    Examples
+    --------
+    >>> async def main():
+    ...     async with BrokerServer() as broker:
+    ...         print(broker.url, broker.ca_file)
+    """
+
+    def __init__(self, config: BrokerConfig | None = None, *, clock: Clock | None = None) -> None:
+        self.config = config if config is not None else BrokerConfig()
+        self.clock: Clock
+        self._given_clock = clock
+        self.counters = BrokerStats()
+        """Running counters; :meth:`stats` returns them together with what is held now."""
+        self.router = Router()
+        self.retained = RetainedMessages(self.config.max_retained, self.config.max_retained_bytes)
+        self.flushes = FlushQueue()
+        self.sessions: SessionStore
+        self._wills: Wills
+        self._clients: set[Client] = set()
+        self._listeners: list[Listener] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._waiting = Waiting(self)
+        self._urls: dict[str, str] = {}
+        self._folder: Path | None = None
+        self._cleanup: weakref.finalize[..., BrokerServer] | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._started_at = 0.0
+        self._state: Literal["new", "open", "closed"] = "new"
+
+    def __repr__(self) -> str:
+        where = ", ".join(self._urls.values()) or self._state
+        return f"<BrokerServer {where}, {sum(client.session is not None for client in self._clients)} clients>"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *details: object) -> None:
+        await self.close()
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Make a certificate authority and listen.
+
+        Raises
+        ------
+        PortInUseError
+            A port that was asked for is taken. Usual ports that are taken are replaced by free ones instead.
+        UsageError
+            The broker was started before, or the host cannot be listened on.
+        """
+        if self._state != "new":
+            raise UsageError("this broker was started before: make a new one")
+        self._state = "open"
+        self._loop = asyncio.get_running_loop()
+        self.clock = self._given_clock if self._given_clock is not None else self._loop
+        self._started_at = self.clock.time()
+        self._wills = Wills(self.clock, self._publish_will)
+        self.sessions = SessionStore(self.config, self.counters, self.clock, self._session_ended)
+        try:
+            await self._listen()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _listen(self) -> None:
+        config = self.config
+        identity: ServerIdentity | None = None
+        if config.quic or config.tls:
+            authority = CertificateAuthority.create("mqttquic-lab embedded broker CA")
+            unspecified = config.host in ("0.0.0.0", "::", "")  # noqa: S104 - compared, not listened on
+            names = dict.fromkeys((*LOCAL_NAMES, *(() if unspecified else (config.host,)), *config.server_names))
+            identity = authority.issue(list(names))
+            self._folder = Path(tempfile.mkdtemp(prefix="mqttquic-lab-broker-"))  # mode 0700
+            self._cleanup = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            authority.write_ca(self._folder / "ca.pem")
+        for transport in config.transports:
+            listener = await self._listen_on(transport, getattr(config, f"{transport}_port"), identity)
+            self._listeners.append(listener)
+            self._urls[SCHEMES[transport]] = f"{SCHEMES[transport]}://{_url_host(config.host)}:{listener.port}"
+
+    async def _listen_on(
+        self, transport: Literal["quic", "tls", "tcp"], port: int | None, identity: ServerIdentity | None
+    ) -> Listener:
+        from mqttquic_lab.net.listen import listen  # here, because a broker without listeners needs none of it
+
+        async def attempt(number: int) -> Listener:
+            return await listen(
+                transport,
+                self.config.host,
+                number,
+                identity=identity if transport != "tcp" else None,
+                on_connection=self.accept,
+                profile=self.config.profile,
+                max_connections=self.config.max_connections,
+            )
+
+        if port is not None:
+            return await attempt(port)
+        try:
+            return await attempt(DEFAULT_PORTS[transport])
+        except PortInUseError:
+            return await attempt(0)
+
+    async def close(self) -> None:
+        """Tell every client (0x8B, server shutting down), close, and remove the certificate file. Safe to repeat.
+
+        Sessions, retained messages and wills end with the broker; wills are not published any more.
+        """
+        if self._state == "closed":
+            return
+        was_open = self._state == "open"
+        self._state = "closed"
+        if was_open:
+            for client in list(self._clients):
+                client.disconnect(ReasonCode.SERVER_SHUTTING_DOWN, "the broker closes")
+            self._wills.forget_all()
+            self.sessions.forget_all()
+        # Connections close within a second; then listeners close those that never got as far as a client.
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+        await asyncio.gather(*(listener.close() for listener in self._listeners))
+        self._waiting.close()
+        if self._cleanup is not None:
+            self._cleanup()
+
+    # --- where and who ------------------------------------------------------------------------------------------
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Scheme -> URL of every listener: ``"quic"``, ``"mqtts"``, ``"mqtt"``."""
+        return dict(self._urls)
+
+    @property
+    def url(self) -> str:
+        """The QUIC URL, or the next best one if the broker has no QUIC listener.
+
+        Raises
+        ------
+        UsageError
+            The broker does not listen.
+        """
+        for url in self._urls.values():
+            return url
+        raise UsageError("this broker does not listen: start() it, with at least one transport switched on")
+
+    @property
+    def ca_file(self) -> Path:
+        """PEM file with the certificate to trust for this broker, for other programs; gone after :meth:`close`.
+
+        Raises
+        ------
+        UsageError
+            The broker listens neither on QUIC nor on TLS, so that it has no certificate.
+        """
+        if self._folder is None:
+            raise UsageError("this broker has no certificate: it listens neither on QUIC nor on TLS")
+        return self._folder / "ca.pem"
+
+    def clients(self) -> list[ClientInfo]:
+        """Return the connected clients, in the order in which they connected."""
+        infos = [client.info() for client in self._clients if client.session is not None]
+        return sorted(infos, key=lambda info: info.connected_at)
+
+    def stats(self) -> BrokerStats:
+        """Return all counters, and what is held now."""
+        refused = sum(listener.refused for listener in self._listeners)
+        return dataclasses.replace(
+            self.counters,
+            uptime=self.clock.time() - self._started_at if self._state != "new" else 0.0,
+            connections=len(self._clients),
+            clients=sum(client.session is not None for client in self._clients),
+            sessions=len(self.sessions) if self._state != "new" else 0,
+            subscriptions=self.router.count,
+            retained=len(self.retained),
+            retained_bytes=self.retained.nbytes,
+            queued=sum(len(session.queue) for session in self.sessions) if self._state != "new" else 0,
+            queued_bytes=sum(session.queued_bytes for session in self.sessions) if self._state != "new" else 0,
+            connections_refused=self.counters.connections_refused + refused,
+        )
+
+    async def wait_for(self, condition: Callable[[], object], timeout: float | None = 10.0) -> None:
+        """Wait until `condition()` is true; asked again whenever a packet was handled or a client came or went.
+
+        Parameters
+        ----------
+        condition : callable
+            Looks at :meth:`clients` or :meth:`stats`: ``lambda: broker.stats().subscriptions == 2``.
+        timeout : float or None
+            Seconds.
+
+        Raises
+        ------
+        OperationTimeoutError
+            It did not become true in time.
+        DisconnectedError
+            The broker was closed meanwhile.
+        """
+        await self._waiting.wait_for(condition, timeout)
+
+    async def next_change(self) -> None:
+        """Wait until a packet is handled, or a client comes or goes.
+
+        Raises
+        ------
+        DisconnectedError
+            The broker was closed meanwhile.
+        """
+        await self._waiting.next_change()
+
+    # --- for its parts ------------------------------------------------------------------------------------------
+
+    def accept(self, connection: Connection) -> None:
+        """Serve a new connection. Called by the listeners; tests bring connections of their own."""
+        if self._state != "open" or len(self._clients) >= self.config.max_connections:
+            self.counters.connections_refused += 1
+            connection.abort("the broker takes no more connections")
+            return
+        self.counters.connections_total += 1
+        self._clients.add(Client(self, connection))
+
+    def changed(self) -> None:
+        """Let those look again who wait for something."""
+        if self._waiting:
+            self._waiting.check()
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Run something in the next loop tick."""
+        self._loop.call_soon(callback)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something in the background; :meth:`close` waits for it."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def open_session(self, client_id: str, clean_start: bool) -> tuple[Session | None, bool]:
+        """Return the session for a CONNECT and whether it existed; ends the connection that still has it (0x8E)."""
+        session = self.sessions.get(client_id)
+        if session is not None and session.client is not None:
+            self.counters.takeovers += 1
+            session.client.disconnect(ReasonCode.SESSION_TAKEN_OVER, "the client connected anew")
+        session, present = self.sessions.open(client_id, clean_start)
+        if session is not None and present:
+            self._wills.session_resumed(session)
+        return session, present
+
+    def connection_ended(self, client: Client, will: Will | None) -> None:
+        """Detach a client from its session; `will` is published unless the broker closes."""
+        self._clients.discard(client)
+        session, client.session = client.session, None
+        if session is not None and self._state == "open":
+            if session.subscriptions:
+                self.router.forget_routes()
+            session.disconnected()
+            if will is not None:
+                self._wills.connection_lost(session, will)
+            self.sessions.leave(session)
+        self.changed()
+
+    def publish(self, message: Message, publisher: Session | None) -> None:
+        """Retain a message if it says so, and hand it to all who want it."""
+        if message.retain and not self.retained.store(message, self.clock.time()):
+            self.counters.retained_refused += 1
+        self.router.publish(message, publisher)
+
+    def _publish_will(self, will: Message) -> None:
+        self.counters.wills_published += 1
+        self.publish(will, None)
+        self.changed()
+
+    def _session_ended(self, session: Session) -> None:
+        self.router.unsubscribe_all(session)
+        self._wills.session_ended(session)
+        self.changed()
+
+
+def _url_host(host: str) -> str:
+    """Return how a client on this machine reaches what listens on `host`."""
+    if host in ("0.0.0.0", ""):  # noqa: S104 - compared, not listened on
+        return "127.0.0.1"
+    if host == "::":
+        return "[::1]"
+    return f"[{host}]" if ":" in host else host

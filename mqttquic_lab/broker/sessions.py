@@ -1,0 +1,311 @@
+"""Sessions: what outlives a network connection (MQTT 5.0 section 4.1), and the store that bounds how many there are."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from mqttquic_lab.broker.outbox import FULL
+from mqttquic_lab.mqtt import PubAck, PubRec, PubRel, ReasonCode
+from mqttquic_lab.mqtt.deliveries import Deliveries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mqttquic_lab.broker.client import Client
+    from mqttquic_lab.broker.clock import Clock, TimerHandle
+    from mqttquic_lab.broker.config import BrokerConfig
+    from mqttquic_lab.broker.message import Message
+    from mqttquic_lab.broker.router import Entry
+    from mqttquic_lab.broker.status import BrokerStats
+    from mqttquic_lab.mqtt import PubComp
+    from mqttquic_lab.mqtt.deliveries import Delivery
+
+NEVER = 0xFFFFFFFF
+"""Session Expiry Interval of a session that does not expire (MQTT 5.0 section 3.1.2.11.2)."""
+
+
+class Outgoing(NamedTuple):
+    """A message on its way to one session with QoS 1 or 2."""
+
+    message: Message
+    qos: int
+    retain: bool
+    identifiers: tuple[int, ...]
+
+
+class Session:
+    """One client's state.
+
+    Attributes
+    ----------
+    client_id : str
+    client : Client or None
+        Its network connection now.
+    subscriptions : dict of str to Entry
+        By topic filter as the client wrote it.
+    deliveries : Deliveries
+        QoS 1 and 2 exchanges under way in both directions.
+    queue : deque of Outgoing
+        QoS 1 and 2 messages that wait for the client to come back or to acknowledge earlier ones. Deliveries could
+        queue them as well, but knows no bound in bytes and would not give up the oldest.
+    queued_bytes, inflight_bytes : int
+        Topic and payload bytes of those, and of the messages sent and not acknowledged.
+    expiry_interval : int
+        Seconds the session is kept after the connection has ended.
+    """
+
+    __slots__ = (
+        "_clock", "_config", "_stats", "client", "client_id", "deliveries", "expires_at", "expiry_interval",
+        "expiry_timer", "inflight_bytes", "queue", "queued_bytes", "subscriptions",
+    )  # fmt: skip
+
+    def __init__(self, client_id: str, config: BrokerConfig, stats: BrokerStats, clock: Clock) -> None:
+        self.client_id = client_id
+        self.client: Client | None = None
+        self.subscriptions: dict[str, Entry] = {}
+        self.deliveries = Deliveries(config.max_inflight)
+        self.deliveries.suspend()
+        self.queue: deque[Outgoing] = deque()
+        self.queued_bytes = 0
+        self.inflight_bytes = 0
+        self.expiry_interval = 0
+        self.expires_at = 0.0
+        self.expiry_timer: TimerHandle | None = None
+        self._config = config
+        self._stats = stats
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        state = "connected" if self.client is not None else "away"
+        return f"<Session {self.client_id!r} {state}, {len(self.subscriptions)} subscriptions>"
+
+    @property
+    def inflight(self) -> int:
+        """QoS 1 and 2 messages sent and not acknowledged."""
+        return len(self.deliveries)
+
+    # --- connections --------------------------------------------------------------------------------------------
+
+    def connected(self, client: Client, receive_maximum: int) -> None:
+        """Go on over a new connection: repeat what was not acknowledged, then send what waits.
+
+        Parameters
+        ----------
+        client : Client
+            The connection, CONNACK written.
+        receive_maximum : int
+            QoS 1 and 2 messages that may be sent at a time (MQTT 5.0 section 3.1.2.11.3).
+        """
+        self.client = client
+        for item in self.deliveries.resume(receive_maximum, version=client.version):
+            if isinstance(item, PubRel):
+                client.outbox.write(item.encode(client.version))
+            else:
+                self._send(client, item)
+        self.pump()
+
+    def disconnected(self) -> None:
+        """Note that the connection is gone."""
+        self.client = None
+        self.deliveries.suspend()
+
+    # --- messages -----------------------------------------------------------------------------------------------
+
+    def deliver(self, message: Message, qos: int, retain: bool, identifiers: tuple[int, ...]) -> None:
+        """Send a message to the client, now or (QoS 1 and 2) when it can take it."""
+        client = self.client
+        if qos == 0:
+            if client is not None:
+                packet = message.at_most_once(client.version, retain, identifiers, self._clock.time())
+                if client.takes(len(packet)):
+                    client.outbox.push(packet, 1)
+            return
+        outgoing = Outgoing(message, qos, retain, identifiers)
+        if client is None or self.queue or client.outbox.is_full or not self._begin(client, outgoing):
+            self._enqueue(outgoing)
+
+    def _begin(self, client: Client, outgoing: Outgoing) -> bool:
+        """Send a message for the first time; returns False if as much as allowed is under way already."""
+        message, qos, retain, identifiers = outgoing
+        deliveries = self.deliveries
+        if deliveries.quota == 0:
+            return False
+        if self.inflight_bytes and self.inflight_bytes + message.size > self._config.max_queued_bytes:
+            return False
+        form = message.form(client.version, qos, retain, identifiers, self._clock.time())
+        if not client.takes(form.size):
+            return True  # dropped for good: it would never fit [MQTT-3.1.2-25]
+        self.inflight_bytes += message.size
+        packet_id = deliveries.send(message.topic, message.payload, qos, token=outgoing)
+        if packet_id is not None:
+            client.outbox.send(form.encode(packet_id))
+        return True  # without an identifier, it comes back among the sendable ones
+
+    def _send(self, client: Client, delivery: Delivery) -> None:
+        """Send what Deliveries hands out: a message again, after the client came back, or a postponed one."""
+        message, qos, retain, identifiers = delivery.token
+        packet_id = delivery.packet_id
+        assert packet_id is not None
+        form = message.form(client.version, qos, retain, identifiers, self._clock.time())
+        if client.takes(form.size):
+            client.outbox.send(form.encode(packet_id, delivery.dup))
+            return
+        # The client came back with a smaller Maximum Packet Size: go on as if it had got this one [MQTT-3.1.2-25].
+        kind = PubAck if qos == 1 else PubRec
+        self.acknowledge(kind(packet_id, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR))
+
+    def acknowledge(self, packet: PubAck | PubRec | PubComp) -> PubRel | None:
+        """Take in an acknowledgement; returns the packet to answer with.
+
+        Raises
+        ------
+        ProtocolError
+            It does not fit the exchange.
+        """
+        outcome = self.deliveries.acknowledge(packet)
+        if outcome.finished is not None:
+            self.inflight_bytes -= outcome.finished.token.message.size
+        client = self.client
+        if client is not None:
+            for delivery in outcome.sendable:
+                self._send(client, delivery)
+        return outcome.reply
+
+    def _enqueue(self, outgoing: Outgoing) -> None:
+        config = self._config
+        self.queue.append(outgoing)
+        self.queued_bytes += outgoing.message.size
+        while self.queue and (len(self.queue) > config.max_queued or self.queued_bytes > config.max_queued_bytes):
+            self._pop()
+            self._stats.dropped_queue += 1
+            if self.client is not None:
+                self.client.outbox.dropped += 1
+        self._note_queue()
+
+    def _pop(self) -> Outgoing:
+        outgoing = self.queue.popleft()
+        self.queued_bytes -= outgoing.message.size
+        return outgoing
+
+    def _note_queue(self) -> None:
+        if self.client is not None:
+            config = self._config
+            used = max(len(self.queue) / config.max_queued, self.queued_bytes / config.max_queued_bytes)
+            self.client.outbox.note_queue(used)
+
+    def pump(self) -> None:
+        """Send what waits, as far as the client takes it."""
+        client = self.client
+        if client is None or not self.queue:
+            return
+        now = self._clock.time()
+        batch = 0
+        while self.queue and not client.outbox.is_full:
+            outgoing = self.queue[0]
+            if outgoing.message.is_expired(now):
+                self._stats.expired += 1
+            elif not self._begin(client, outgoing):
+                break
+            self._pop()
+            batch += outgoing.message.size
+            if batch > FULL:
+                batch = 0
+                client.outbox.flush()  # finds out whether the client keeps up
+        self._note_queue()
+
+    def discard(self) -> None:
+        """Count what ends with the session."""
+        self._stats.dropped_session += len(self.queue) + len(self.deliveries)
+        self.queue.clear()
+        self.queued_bytes = self.inflight_bytes = 0
+        self.deliveries.clear()
+
+
+class SessionStore:
+    """All sessions, connected or not.
+
+    Parameters
+    ----------
+    on_end : callable(Session)
+        Called when a session ends, before it is forgotten.
+    """
+
+    def __init__(
+        self, config: BrokerConfig, stats: BrokerStats, clock: Clock, on_end: Callable[[Session], None]
+    ) -> None:
+        self._config = config
+        self._stats = stats
+        self._clock = clock
+        self._on_end = on_end
+        self._sessions: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._sessions.values())
+
+    def get(self, client_id: str) -> Session | None:
+        """Return a client's session, if it has one."""
+        return self._sessions.get(client_id)
+
+    def open(self, client_id: str, clean_start: bool) -> tuple[Session | None, bool]:
+        """Return the session for a CONNECT and whether it existed before (MQTT 5.0 section 3.1.2.4).
+
+        The session is None if there is no room for another one.
+        """
+        session = self._sessions.get(client_id)
+        if session is not None and clean_start:
+            self.end(session)
+            session = None
+        if session is not None:
+            if session.expiry_timer is not None:
+                session.expiry_timer.cancel()
+                session.expiry_timer = None
+            return session, True
+        if len(self._sessions) >= self._config.max_sessions and not self._evict():
+            return None, False
+        session = Session(client_id, self._config, self._stats, self._clock)
+        self._sessions[client_id] = session
+        return session, False
+
+    def _evict(self) -> bool:
+        away = [session for session in self._sessions.values() if session.client is None]
+        if not away:
+            return False
+        self._stats.sessions_evicted += 1
+        self.end(min(away, key=lambda session: session.expires_at))
+        return True
+
+    def leave(self, session: Session) -> None:
+        """Note that a session's connection has ended: it ends too, or starts to expire."""
+        session.disconnected()
+        interval = session.expiry_interval
+        if interval == 0:
+            self.end(session)
+            return
+        session.expires_at = self._clock.time() + interval
+        session.expiry_timer = self._clock.call_later(interval, self._expire, session)
+
+    def _expire(self, session: Session) -> None:
+        session.expiry_timer = None
+        self._stats.sessions_expired += 1
+        self.end(session)
+
+    def end(self, session: Session) -> None:
+        """End a session for good."""
+        if session.expiry_timer is not None:
+            session.expiry_timer.cancel()
+            session.expiry_timer = None
+        if self._sessions.get(session.client_id) is session:
+            del self._sessions[session.client_id]
+            self._on_end(session)
+            session.discard()
+
+    def forget_all(self) -> None:
+        """Drop every session without further ado; the broker closes."""
+        for session in self._sessions.values():
+            if session.expiry_timer is not None:
+                session.expiry_timer.cancel()
+        self._sessions.clear()

@@ -1,0 +1,115 @@
+"""What a broker tells about itself: who is connected over what, and what was counted."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mqttquic_lab.net.stream import TransportName
+
+
+@dataclass(frozen=True, slots=True)
+class ClientInfo:
+    """One connected client."""
+
+    client_id: str
+    transport: TransportName
+    """What really carries its bytes."""
+    address: tuple[str, int]
+    """Its address now (it may change by QUIC migration)."""
+    version: str
+    """``"5.0"`` or ``"3.1.1"``."""
+    username: str | None
+    connected_at: float
+    """Seconds since the epoch."""
+    keepalive: int
+    """Seconds; 0 means none."""
+    clean_start: bool
+    session_expiry_interval: int
+    """Seconds the session outlives the connection."""
+    subscriptions: tuple[str, ...]
+    """Its topic filters, as it wrote them (the first 1000)."""
+    messages_in: int
+    """Application messages it published on this connection."""
+    messages_out: int
+    """Application messages sent to it on this connection."""
+    bytes_in: int
+    bytes_out: int
+    inflight: int
+    """QoS 1 and 2 messages sent to it and not yet acknowledged."""
+    queued: int
+    """QoS 1 and 2 messages waiting for it."""
+    pending: int
+    """Bytes written that it has not taken yet."""
+    dropped: int
+    """Messages it did not get because it was too slow, or they were too large for it."""
+
+
+@dataclass(slots=True)
+class BrokerStats:
+    """Counters since the start, and how much is held now."""
+
+    uptime: float = 0.0
+    """Seconds."""
+    connections: int = 0
+    """Network connections now, including those that have not said CONNECT yet."""
+    clients: int = 0
+    """MQTT connections now."""
+    sessions: int = 0
+    """Sessions held, connected or not."""
+    subscriptions: int = 0
+    """Subscriptions held."""
+    retained: int = 0
+    """Retained messages held."""
+    retained_bytes: int = 0
+    """Topic and payload bytes of those."""
+    queued: int = 0
+    """QoS 1 and 2 messages waiting in all sessions."""
+    queued_bytes: int = 0
+
+    connections_total: int = 0
+    """Network connections ever accepted."""
+    connects_total: int = 0
+    """CONNECTs answered with success."""
+    messages_in: int = 0
+    """Application messages published by clients."""
+    messages_out: int = 0
+    """Application messages sent to clients, each copy counted."""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    wills_published: int = 0
+    takeovers: int = 0
+    """Connections ended because their client connected anew (0x8E)."""
+    keepalive_timeouts: int = 0
+    connect_timeouts: int = 0
+    """Connections closed because no CONNECT came in time."""
+    sessions_expired: int = 0
+
+    connections_refused: int = 0
+    """Network connections closed because of ``max_connections``."""
+    connects_refused: int = 0
+    """CONNECTs answered with a failure: bad credentials, bad client id, unsupported version."""
+    protocol_errors: int = 0
+    """Connections ended because the client broke a rule or sent bytes that are no packet."""
+    subscriptions_refused: int = 0
+    retained_refused: int = 0
+    """Messages not retained because of ``max_retained`` or ``max_retained_bytes``."""
+    sessions_evicted: int = 0
+    """Disconnected sessions given up because of ``max_sessions``."""
+    dropped_qos0: int = 0
+    """QoS 0 messages not sent to a client that reads too slowly."""
+    dropped_queue: int = 0
+    """QoS 1 and 2 messages given up because a session's queue was full."""
+    dropped_size: int = 0
+    """Messages not sent because the client takes no packets of that size."""
+    dropped_session: int = 0
+    """QoS 1 and 2 messages that ended with their session."""
+    expired: int = 0
+    """Messages whose message expiry interval ran out before they could be sent."""
+    streams_refused: int = 0
+    """QUIC streams beside the control stream, reset because they are not served."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counters as plain data."""
+        return asdict(self)
