@@ -311,7 +311,7 @@ class _Attempt:
             if self.tickets is not None:
                 self.tickets.put(key, ticket)
 
-        endpoint = Endpoint(sock, lambda _data, _address: connection, peer=target)
+        endpoint = Endpoint(sock, peer=target)
 
         def changed(_: QuicConnection) -> None:
             self.changed.set()
@@ -340,6 +340,7 @@ class _Attempt:
                 info = CloseInfo(0, application=False, reason=str(error), by_peer=False)
                 connection.finish(self.unreachable(error), info)
 
+        endpoint.route = lambda _data, _address: connection
         endpoint.on_error = socket_failed
         if self.early_data:
             connection.control.write(self.early_data)

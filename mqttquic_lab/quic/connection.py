@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from aioquic.quic import events
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
+from aioquic.tls import HandshakeType
 
 from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError, UsageError
 from mqttquic_lab.net.stream import Connection, TransportName, _ignore
@@ -109,7 +110,7 @@ class QuicConnection(Connection):
         self.closed: asyncio.Future[LabError | None] = self._loop.create_future()
         self._closing = False
         self._moved = asyncio.Event()
-        self._origin: float | None = None
+        self._begun = False
         self._handshake_complete = False
         self._confirmed = False
 
@@ -193,10 +194,9 @@ class QuicConnection(Connection):
             report.local_address = self.local_address
             report.peer_address = self.peer_address
         report.rtt = private.rtt(self.engine) or report.rtt
-        if self._origin is not None:
-            if self._tracer is not None:
-                self._tracer.flush()
-            report.flights = self._recorder.flights(self._origin)
+        if self._tracer is not None:
+            self._tracer.flush()
+            report.flights = self._recorder.flights(self.started)
             if self._recorder.frozen:
                 report.round_trips = self._recorder.round_trips()
         return report
@@ -217,10 +217,10 @@ class QuicConnection(Connection):
         sender : str, optional
             Whose content it is; default: ours.
         """
-        if self._origin is not None:
-            self.report.timings[milestone] = CLOCK() - self._origin
-        if self._tracer is not None:
-            self._tracer.flush()
+        super().mark(milestone)
+        if self._tracer is None:
+            return
+        self._tracer.flush()
         if content is not None:
             sender = sender or self.role
             self._recorder.content(sender, content, sent_already=sender != self.role)
@@ -348,9 +348,13 @@ class QuicConnection(Connection):
         """Send the first packet (client side); `early_data`: what was written so far may leave as 0-RTT data."""
         self.engine.early_data_offered = early_data
         self.engine.connect(address, now=self._loop.time())
-        self._origin = CLOCK()
-        self.report.timings["client_hello"] = 0.0
+        self._begin_report()
         self.transmit()
+
+    def _begin_report(self) -> None:
+        self._begun = True
+        self.started = CLOCK()
+        self.report.timings["client_hello"] = 0.0
 
     def receive(self, data: bytes, address: NetworkAddress, now: float) -> None:
         """Take one datagram from the endpoint."""
@@ -358,9 +362,8 @@ class QuicConnection(Connection):
             return
         self._last_heard = now
         self.datagrams_received += 1
-        if self._origin is None:
-            self._origin = CLOCK()
-            self.report.timings["client_hello"] = 0.0
+        if not self._begun:
+            self._begin_report()
         try:
             self.engine.receive_datagram(data, address, now)
         except Exception as error:  # noqa: BLE001 - aioquic raises its own for what it foresees; peers find others
@@ -531,14 +534,13 @@ class QuicConnection(Connection):
 
     def _tls_message(self, message: TlsMessage) -> None:
         self._recorder.message(message.sender, message.type, message.time)
-        if message.type == 2 and self._origin is not None:  # ServerHello
-            self.report.timings.setdefault("server_hello", message.time - self._origin)
+        if message.type == HandshakeType.SERVER_HELLO:
+            self.report.timings.setdefault("server_hello", message.time - self.started)
 
     def _handshake_is_complete(self, event: events.HandshakeCompleted) -> None:
         self._handshake_complete = True
         report = self.report
-        if self._origin is not None:
-            report.timings["handshake_complete"] = CLOCK() - self._origin
+        report.timings["handshake_complete"] = CLOCK() - self.started
         report.alpn = event.alpn_protocol
         report.resumed = event.session_resumed
         if event.early_data_accepted:
@@ -553,8 +555,7 @@ class QuicConnection(Connection):
 
     def _handshake_is_confirmed(self) -> None:
         self._confirmed = True
-        if self._origin is not None:
-            self.report.timings["handshake_confirmed"] = CLOCK() - self._origin
+        self.report.timings["handshake_confirmed"] = CLOCK() - self.started
 
     def _tell_established(self) -> None:
         tell, self._on_established = self._on_established, None

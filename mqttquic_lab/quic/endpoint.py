@@ -81,6 +81,14 @@ class EndpointCounters:
     errors: int = 0
 
 
+def _nobody(_data: bytes, _address: NetworkAddress) -> None:
+    """Route nothing: no owner has assigned anything yet."""
+
+
+def _unheard(_error: OSError) -> None:
+    """Ignore an error: nobody asked."""
+
+
 class Endpoint:
     """Drives one non-blocking UDP socket on the running loop (which must support ``add_reader``).
 
@@ -88,27 +96,30 @@ class Endpoint:
     ----------
     sock : socket.socket
         Bound, or connected to `peer`. The endpoint owns it from now on.
-    route : callable(data, address) -> DatagramReceiver or None
-        Whose datagram this is.
     peer : address, optional
         The address to which the socket is connected: the only one that is read from and sent to. A connected socket
         is what makes the kernel report ICMP errors.
-    on_error : callable(OSError), optional
-        Told of socket errors.
+
+    Attributes
+    ----------
+    route : callable(data, address) -> DatagramReceiver or None
+        Whose datagram this is; the owner assigns it.
+    on_error : callable(OSError)
+        Told of socket errors; the owner may assign it.
+    counters : EndpointCounters
+        What passed through.
     """
 
     def __init__(
         self,
         sock: socket.socket,
-        route: Callable[[bytes, NetworkAddress], DatagramReceiver | None],
         *,
         peer: NetworkAddress | None = None,
-        on_error: Callable[[OSError], None] = lambda _: None,
     ) -> None:
         self.counters = EndpointCounters()
-        self.on_error = on_error
+        self.route: Callable[[bytes, NetworkAddress], DatagramReceiver | None] = _nobody
+        self.on_error: Callable[[OSError], None] = _unheard
         self._loop = asyncio.get_running_loop()
-        self._route = route
         self._peer = peer
         self._queue: Datagrams = []
         self._blocked = False
@@ -212,7 +223,7 @@ class Endpoint:
             data = bytes(self._view[start : min(start + segment, size)])
             counters.datagrams_received += 1
             try:
-                receiver = self._route(data, address)
+                receiver = self.route(data, address)
                 if receiver is None:
                     counters.datagrams_unrouted += 1
                 else:

@@ -11,7 +11,8 @@ import os
 import socket
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # public, but not in its __all__
 from aioquic.quic.configuration import QuicConfiguration
@@ -25,7 +26,10 @@ from aioquic.quic.packet import (
 from aioquic.quic.retry import QuicRetryTokenHandler
 
 from mqttquic_lab.errors import UsageError
+from mqttquic_lab.net.address import host_port
+from mqttquic_lab.net.stream import Listener
 from mqttquic_lab.quic import private
+from mqttquic_lab.quic.binding import bind_udp
 from mqttquic_lab.quic.client import CONNECTION_WINDOW, STREAM_WINDOW
 from mqttquic_lab.quic.connection import QuicConnection
 from mqttquic_lab.quic.endpoint import Endpoint, EndpointCounters, plain_address
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
     from aioquic.tls import SessionTicket
 
     from mqttquic_lab.net.certificates import ServerIdentity
-    from mqttquic_lab.net.stream import Connection, TransportName
+    from mqttquic_lab.net.stream import Connection
     from mqttquic_lab.quic.endpoint import Datagrams, NetworkAddress
 
 IDLE_TIMEOUT = 180.0
@@ -56,31 +60,6 @@ SERVER_TRACE = 256
 """Events kept per connection of a listener without a trace of its own."""
 
 
-@dataclass(slots=True)
-class ListenerCounters:
-    """What became of connection attempts.
-
-    Attributes
-    ----------
-    accepted : int
-        Handshakes completed.
-    failed : int
-        Handshakes that ended early: refused by either side, or too slow.
-    refused : int
-        Turned away because a limit was reached.
-    retries : int
-        Retry packets sent.
-    version_negotiations : int
-        Version Negotiation packets sent.
-    """
-
-    accepted: int = 0
-    failed: int = 0
-    refused: int = 0
-    retries: int = 0
-    version_negotiations: int = 0
-
-
 async def listen_quic(
     host: str,
     port: int,
@@ -91,7 +70,7 @@ async def listen_quic(
     profile: str = "realistic",
     idle_timeout: float = IDLE_TIMEOUT,
     handshake_timeout: float = 10.0,
-    max_connections: int = 1024,
+    max_connections: int = 1000,
     max_handshakes: int = 128,
     retry: bool | None = None,
     early_data: bool = False,
@@ -103,7 +82,7 @@ async def listen_quic(
     Parameters
     ----------
     host : str
-        IP address or name to listen on; of a name, its first address. ``"::"`` takes IPv4 too.
+        IP address or name to listen on; of a name all its addresses. ``""`` is every interface.
     port : int
         UDP port; 0 takes a free one.
     identity : ServerIdentity
@@ -136,56 +115,54 @@ async def listen_quic(
 
     Raises
     ------
-    OSError
-        The address cannot be bound, such as ``EADDRINUSE``.
+    PortInUseError
+        Something listens there already.
     UsageError
-        An argument cannot be used.
+        The host is not an address of this machine, the port is not allowed, or another argument cannot be used.
     """
     if not alpn:
         raise UsageError("QUIC needs at least one ALPN protocol: alpn=('mqtt',)")
     profile_named(profile)
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, address = found[0]
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        if family == socket.AF_INET6 and address[0] == "::":
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind(address)
-        return QuicListener(
-            sock,
-            identity,
-            on_connection,
-            alpn=tuple(alpn),
-            profile=profile,
-            idle_timeout=idle_timeout,
-            handshake_timeout=handshake_timeout,
-            max_connections=max_connections,
-            max_handshakes=max_handshakes,
-            retry=retry,
-            early_data=early_data,
-            max_tickets=max_tickets,
-            trace=trace,
-        )
-    except BaseException:
-        sock.close()
-        raise
+    sockets = await bind_udp(host, port)
+    return QuicListener(
+        host,
+        sockets,
+        identity,
+        on_connection,
+        alpn=tuple(alpn),
+        profile=profile,
+        idle_timeout=idle_timeout,
+        handshake_timeout=handshake_timeout,
+        max_connections=max_connections,
+        max_handshakes=max_handshakes,
+        retry=retry,
+        early_data=early_data,
+        max_tickets=max_tickets,
+        trace=trace,
+    )
 
 
-class QuicListener:
-    """A bound UDP port and the connections on it. Made by :func:`listen_quic`.
+class QuicListener(Listener):
+    """A UDP port and the connections on it. Made by :func:`listen_quic`.
 
     Attributes
     ----------
-    counters : ListenerCounters
-        What became of connection attempts.
+    accepted : int
+        Handshakes completed.
+    failed : int
+        Handshakes that ended early: refused by either side, or too slow.
+    refused : int
+        Clients turned away because a limit was reached.
+    retries : int
+        Retry packets sent.
+    version_negotiations : int
+        Version Negotiation packets sent.
     """
-
-    transport: ClassVar[TransportName] = "quic"
 
     def __init__(
         self,
-        sock: socket.socket,
+        host: str,
+        sockets: Sequence[socket.socket],
         identity: ServerIdentity,
         on_connection: Callable[[Connection], None],
         *,
@@ -200,7 +177,10 @@ class QuicListener:
         max_tickets: int,
         trace: Trace | None,
     ) -> None:
-        self.counters = ListenerCounters()
+        self.transport = "quic"
+        self.host = host
+        self.port = sockets[0].getsockname()[1]
+        self.accepted = self.failed = self.refused = self.retries = self.version_negotiations = 0
         self._identity = identity
         self._on_connection = on_connection
         self._alpn = alpn
@@ -223,25 +203,21 @@ class QuicListener:
         self._closing = False
         self._versions = QuicConfiguration().supported_versions
         self._cid_length = QuicConfiguration().connection_id_length
-        self._endpoint = Endpoint(sock, self._route)
-        self._address = plain_address(sock.getsockname())
+        self._endpoints = [Endpoint(sock) for sock in sockets]
+        for endpoint in self._endpoints:
+            endpoint.route = partial(self._route, endpoint)
 
     def __repr__(self) -> str:
-        return f"<QuicListener {self._address} with {len(self._connections)} connections>"
+        return f"<QuicListener {host_port(self.host, self.port)} {len(self._connections)} connections>"
 
     @property
-    def address(self) -> tuple[str, int]:
-        """Host and port."""
-        return self._address
-
-    @property
-    def port(self) -> int:
-        """UDP port."""
-        return self._address[1]
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """The addresses really bound."""
+        return tuple(endpoint.local_address for endpoint in self._endpoints)
 
     @property
     def connections(self) -> tuple[QuicConnection, ...]:
-        """The established connections."""
+        """Connections established and not yet closed, oldest first."""
         return tuple(c for c in self._connections if c not in self._handshakes)
 
     @property
@@ -250,9 +226,9 @@ class QuicListener:
         return len(self._handshakes)
 
     @property
-    def socket_counters(self) -> EndpointCounters:
-        """What passed through the socket."""
-        return self._endpoint.counters
+    def socket_counters(self) -> tuple[EndpointCounters, ...]:
+        """What passed through each socket."""
+        return tuple(endpoint.counters for endpoint in self._endpoints)
 
     async def close(self, error_code: int = 0, reason: str = "") -> None:
         """Close every connection in order (at most 1 s for all together) and release the port. Safe to repeat."""
@@ -265,46 +241,47 @@ class QuicListener:
             for farewell in set(self._farewells.values()):
                 farewell.timer.cancel()
             self._farewells.clear()
-            self._endpoint.close()
+            for endpoint in self._endpoints:
+                endpoint.close()
 
     # --- routing
 
-    def _route(self, data: bytes, address: NetworkAddress) -> QuicConnection | None:
+    def _route(self, endpoint: Endpoint, data: bytes, address: NetworkAddress) -> QuicConnection | None:
         if not data[0] & 0x80:  # short header (RFC 9000 section 17.3)
             cid = data[1 : 1 + self._cid_length]
             connection = self._routes.get(cid)
             if connection is None and self._farewells:
-                self._repeat_farewell(cid)
+                self._repeat_farewell(endpoint, cid)
             return connection
         try:
             header = pull_quic_header(Buffer(data=data), host_cid_length=self._cid_length)
         except ValueError:
             return None
         if header.packet_type is not QuicPacketType.VERSION_NEGOTIATION and header.version not in self._versions:
-            self._negotiate_version(header, address, len(data))
+            self._negotiate_version(endpoint, header, address, len(data))
             return None
         connection = self._routes.get(header.destination_cid)
         if connection is not None:
             return connection
         if header.destination_cid in self._farewells:
-            self._repeat_farewell(header.destination_cid)
+            self._repeat_farewell(endpoint, header.destination_cid)
             return None
         if header.packet_type is not QuicPacketType.INITIAL or len(data) < MIN_INITIAL or self._closing:
             return None
-        return self._greet(header, address)
+        return self._greet(endpoint, header, address)
 
-    def _negotiate_version(self, header: QuicHeader, address: NetworkAddress, size: int) -> None:
+    def _negotiate_version(self, endpoint: Endpoint, header: QuicHeader, address: NetworkAddress, size: int) -> None:
         if size < MIN_INITIAL:
             return  # RFC 9000 section 6.1: answering small packets would amplify
-        self.counters.version_negotiations += 1
+        self.version_negotiations += 1
         packet = encode_quic_version_negotiation(
             source_cid=header.destination_cid,
             destination_cid=header.source_cid,
             supported_versions=self._versions,
         )
-        self._endpoint.send([(packet, address)])
+        endpoint.send([(packet, address)])
 
-    def _greet(self, header: QuicHeader, address: NetworkAddress) -> QuicConnection | None:
+    def _greet(self, endpoint: Endpoint, header: QuicHeader, address: NetworkAddress) -> QuicConnection | None:
         """Return a new connection for a client's first packet, or answer with Retry or a refusal."""
         full = len(self._connections) >= self._max_connections or len(self._handshakes) >= self._max_handshakes
         original, retry_source = header.destination_cid, None
@@ -321,23 +298,23 @@ class QuicListener:
                 if self._retry_wanted:
                     return None  # forged or old (RFC 9000 section 8.1.3)
         elif self._retry_wanted and not full:
-            self._send_retry(header, address)
+            self._send_retry(endpoint, header, address)
             return None
         if full:
-            self.counters.refused += 1
+            self.refused += 1
             refusal = private.refusal_packet(
                 header, QuicErrorCode.CONNECTION_REFUSED, "the server has reached its limit of connections"
             )
-            self._endpoint.send([(refusal, address)])
+            endpoint.send([(refusal, address)])
             return None
-        return self._accept(header.destination_cid, original, retry_source, address)
+        return self._accept(endpoint, header.destination_cid, original, retry_source, address)
 
     @property
     def _retry_wanted(self) -> bool:
         return self._retry if self._retry is not None else len(self._handshakes) * 2 > self._max_handshakes
 
-    def _send_retry(self, header: QuicHeader, address: NetworkAddress) -> None:
-        self.counters.retries += 1
+    def _send_retry(self, endpoint: Endpoint, header: QuicHeader, address: NetworkAddress) -> None:
+        self.retries += 1
         source = os.urandom(self._cid_length)
         token = self._tokens.create_token(
             address=_token_address(address),
@@ -353,12 +330,17 @@ class QuicListener:
             original_destination_cid=header.destination_cid,
             retry_token=token,
         )
-        self._endpoint.send([(packet, address)])
+        endpoint.send([(packet, address)])
 
     # --- connections
 
     def _accept(
-        self, destination: bytes, original: bytes, retry_source: bytes | None, address: NetworkAddress
+        self,
+        endpoint: Endpoint,
+        destination: bytes,
+        original: bytes,
+        retry_source: bytes | None,
+        address: NetworkAddress,
     ) -> QuicConnection:
         host, _ = plain_address(address)
         profile = profile_named(self._profile)
@@ -389,7 +371,7 @@ class QuicListener:
         )
         connection = QuicConnection(
             engine,
-            self._endpoint,
+            endpoint,
             role="server",
             profile=profile,
             report=HandshakeReport(state="connecting", peer_address=plain_address(address)),
@@ -413,7 +395,7 @@ class QuicListener:
     def _established(self, connection: QuicConnection) -> None:
         self._connections[connection].deadline.cancel()
         self._handshakes.discard(connection)
-        self.counters.accepted += 1
+        self.accepted += 1
         self._on_connection(connection)
 
     def _connection_id(self, connection: QuicConnection, cid: bytes, issued: bool) -> None:
@@ -432,7 +414,7 @@ class QuicListener:
         entry.deadline.cancel()
         if connection in self._handshakes:
             self._handshakes.discard(connection)
-            self.counters.failed += 1
+            self.failed += 1
         for cid in entry.cids:
             self._routes.pop(cid, None)
         if connection.last_words and not self._closing and len(self._farewells) < 4 * self._max_connections:
@@ -443,13 +425,13 @@ class QuicListener:
             for cid in entry.cids:
                 self._farewells[cid] = farewell
 
-    def _repeat_farewell(self, cid: bytes) -> None:
+    def _repeat_farewell(self, endpoint: Endpoint, cid: bytes) -> None:
         farewell = self._farewells.get(cid)
         if farewell is None:
             return
         farewell.packets += 1
         if farewell.packets & (farewell.packets - 1) == 0:  # the 1st, 2nd, 4th, 8th ... packet
-            self._endpoint.send(farewell.words)
+            endpoint.send(farewell.words)
 
     def _forget_farewell(self, cids: tuple[bytes, ...]) -> None:
         for cid in cids:
