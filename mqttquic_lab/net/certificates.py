@@ -357,7 +357,7 @@ class Trust:
             except OSError as error:
                 raise UsageError(f"ca_file {os.fspath(self.ca_file)!r} cannot be read: {error.strerror}") from error
         if self.ca_data is not None:
-            parts.append(self.ca_data.encode("ascii") if isinstance(self.ca_data, str) else bytes(self.ca_data))
+            parts.append(self.ca_data.encode() if isinstance(self.ca_data, str) else bytes(self.ca_data))
         for part, origin in zip(parts, self._origins(), strict=True):
             try:
                 x509.load_pem_x509_certificates(part)

@@ -278,7 +278,8 @@ class TlsConnection(TcpConnection):
             return
         server_hello = observer.time_of("ServerHello")
         if server_hello is not None:
-            report.timings["server_hello"] = server_hello
+            timings = {**report.timings, "server_hello": server_hello}
+            report.timings = dict(sorted(timings.items(), key=lambda item: item[1]))
         if observer.group is not None:
             unknown = (f"0x{observer.group:04x}", None)
             report.key_exchange_group, report.key_exchange_bits = GROUPS.get(observer.group, unknown)
