@@ -165,6 +165,7 @@ class PacketDecoder:
                     return start
             end = body + length
             if end - start > limit:
+                check_fixed_header(first, version, self.receiver)
                 raise self._too_large(end - start)
             if end > total:
                 check_fixed_header(first, version, self.receiver)

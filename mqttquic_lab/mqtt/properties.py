@@ -238,6 +238,8 @@ def write_properties(properties: Properties | None, place: str, version: Version
                 f"{place} has properties ({', '.join(properties)}): MQTT 3.1.1 has none; use version='5.0'"
             )
         return b""
+    if version != 5:
+        raise UsageError(f"version is {version!r}: it must be 4 (MQTT 3.1.1) or 5")
     if not properties:
         return b"\0"
     writers = _WRITERS[place]

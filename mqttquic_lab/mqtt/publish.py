@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.mqtt.properties import Properties
     from mqttquic_lab.mqtt.reader import Reader, Version
 
+_PACK: Final = writing.U16.pack
 _CACHED_TOPICS: Final = 4096
 _CACHED_TOPIC_LENGTH: Final = 512
 
@@ -172,7 +173,9 @@ def encode_publish(
         if qos not in (1, 2):
             raise UsageError(f"qos is {qos!r}: it must be 0, 1 or 2")
         first |= qos << 1 | (8 if dup else 0)
-        head += writing.packet_id(packet_id, "PUBLISH with QoS 1 or 2")
+        if type(packet_id) is not int or not 0 < packet_id < 65_536:
+            raise writing.bad_packet_id(packet_id, "PUBLISH with QoS 1 or 2")
+        head += _PACK(packet_id)
     elif dup or packet_id is not None:
         raise UsageError("PUBLISH with QoS 0 takes neither dup nor packet_id: leave them out, or set qos=1")
     if version == 5 and not properties:

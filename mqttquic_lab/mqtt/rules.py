@@ -161,7 +161,7 @@ FLAGS: Final = {
     )
 } | {
     name: Rule(f"reserved flags of {name}", ("MQTT-2.1.3-1", "2.1.3"), ("MQTT-2.2.2-1", "2.2.2"))
-    for name in "CONNECT CONNACK PUBACK PUBREC PUBCOMP SUBACK UNSUBACK PINGREQ PINGRESP".split()
+    for name in ("CONNECT", "CONNACK", "PUBACK", "PUBREC", "PUBCOMP", "SUBACK", "UNSUBACK", "PINGREQ", "PINGRESP")
 }
 """Packet name -> the rule that other flags in the fixed header than those of table 2-2 break."""
 

@@ -120,8 +120,13 @@ def packet_id(value: Any, name: str) -> bytes:
         Unless it is an integer from 1 to 65,535.
     """
     if type(value) is not int or not 0 < value < 65_536:
-        raise UsageError(f"{name} has packet_id {value!r}: it must be an integer from 1 to 65535")
+        raise bad_packet_id(value, name)
     return U16.pack(value)
+
+
+def bad_packet_id(value: Any, name: str) -> UsageError:
+    """Return the error for a packet identifier that cannot be sent."""
+    return UsageError(f"{name} has packet_id {value!r}: it must be an integer from 1 to 65535")
 
 
 def packet(first: int, body: bytes, name: str) -> bytes:
