@@ -1,1 +1,1 @@
-"""TODO floor."""
+"""Pure functions from records to HTML, SVG, text and frames; nothing here waits, connects or keeps state."""
