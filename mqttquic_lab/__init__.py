@@ -18,73 +18,93 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mqttquic_lab.errors import (
-        AlpnError as AlpnError,
-        BlockingCallError as BlockingCallError,
-        CertificateError as CertificateError,
-        ConnectError as ConnectError,
-        ConnectRefusedError as ConnectRefusedError,
-        ConnectTimeoutError as ConnectTimeoutError,
-        DisconnectedError as DisconnectedError,
-        HandshakeError as HandshakeError,
-        LabError as LabError,
-        MalformedPacketError as MalformedPacketError,
-        OperationTimeoutError as OperationTimeoutError,
-        PortInUseError as PortInUseError,
-        ProtocolError as ProtocolError,
-        PublishError as PublishError,
-        ReasonedError as ReasonedError,
-        SubscribeError as SubscribeError,
-        UnknownOptionError as UnknownOptionError,
-        UnreachableError as UnreachableError,
-        UsageError as UsageError,
+        AlpnError,
+        BlockingCallError,
+        CertificateError,
+        ConnectError,
+        ConnectRefusedError,
+        ConnectTimeoutError,
+        DisconnectedError,
+        HandshakeError,
+        LabError,
+        MalformedPacketError,
+        OperationTimeoutError,
+        PortInUseError,
+        ProtocolError,
+        PublishError,
+        ReasonedError,
+        SubscribeError,
+        UnknownOptionError,
+        UnreachableError,
+        UsageError,
     )
     from mqttquic_lab.handles import (
-        Broker as Broker,
-        Feed as Feed,
-        Handshake as Handshake,
-        Session as Session,
-        aio as aio,
-        connect as connect,
-        from_env as from_env,
-        probe as probe,
-        start_broker as start_broker,
+        Broker,
+        Feed,
+        Handshake,
+        Session,
+        aio,
+        connect,
+        from_env,
+        probe,
+        start_broker,
     )
-    from mqttquic_lab.mqtt import ReasonCode as ReasonCode, Will as Will
-    from mqttquic_lab.records.message import Message as Message
+    from mqttquic_lab.mqtt import ReasonCode, Will
+    from mqttquic_lab.records.message import Message
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "mqttquic_lab.errors": (
-        "AlpnError", "BlockingCallError", "CertificateError", "ConnectError", "ConnectRefusedError",
-        "ConnectTimeoutError", "DisconnectedError", "HandshakeError", "LabError", "MalformedPacketError",
-        "OperationTimeoutError", "PortInUseError", "ProtocolError", "PublishError", "ReasonedError", "SubscribeError",
-        "UnknownOptionError", "UnreachableError", "UsageError",
-    ),
-    "mqttquic_lab.handles": (
-        "Broker", "Feed", "Handshake", "Session", "aio", "connect", "from_env", "probe", "start_broker",
-    ),
-    "mqttquic_lab.mqtt": ("ReasonCode", "Will"),
-    "mqttquic_lab.records.message": ("Message",),
-}  # fmt: skip
-"""Where each name lives; imported by :func:`__getattr__` (PEP 562)."""
+__all__ = [
+    "AlpnError",
+    "BlockingCallError",
+    "Broker",
+    "CertificateError",
+    "ConnectError",
+    "ConnectRefusedError",
+    "ConnectTimeoutError",
+    "DisconnectedError",
+    "Feed",
+    "Handshake",
+    "HandshakeError",
+    "LabError",
+    "MalformedPacketError",
+    "Message",
+    "OperationTimeoutError",
+    "PortInUseError",
+    "ProtocolError",
+    "PublishError",
+    "ReasonCode",
+    "ReasonedError",
+    "Session",
+    "SubscribeError",
+    "UnknownOptionError",
+    "UnreachableError",
+    "UsageError",
+    "Will",
+    "__version__",
+    "aio",
+    "connect",
+    "from_env",
+    "probe",
+    "start_broker",
+]
 
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = [*sorted(_HOME_OF), "__version__"]  # noqa: PLE0604
+_HOMES = {"ReasonCode": "mqtt", "Will": "mqtt", "Message": "records.message"}
+"""Where names live that are neither errors nor handles."""
 
 # Without a handler of the application's, nothing is printed (it would land in whichever notebook cell runs).
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
+    """Import a name of this package when it is first used (PEP 562)."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    home = _HOMES.get(name, "errors" if name.endswith("Error") else "handles")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
     globals()[name] = value  # the next use is a plain look-up
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF})
+    return sorted({*globals(), *__all__})
