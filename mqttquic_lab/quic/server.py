@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +40,7 @@ from mqttquic_lab.records.handshake import HandshakeReport
 from mqttquic_lab.trace import Trace
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
     from aioquic.quic.packet import QuicHeader

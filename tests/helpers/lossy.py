@@ -1,0 +1,162 @@
+"""A UDP relay inside the test's own loop that mistreats datagrams: drops, duplicates, reorders, corrupts, goes silent.
+
+What it does is drawn from a seeded generator, so a failure can be repeated. It is a test tool, not the impaired link
+of the package: no rates, no delays that model a network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+Address = Any
+
+
+@dataclass
+class Ills:
+    """Probabilities per datagram, 0 to 1.
+
+    Attributes
+    ----------
+    drop, duplicate, reorder, corrupt : float
+        Not forwarded; forwarded twice; held back until two others have passed; one byte changed.
+    """
+
+    drop: float = 0.0
+    duplicate: float = 0.0
+    reorder: float = 0.0
+    corrupt: float = 0.0
+
+
+class LossyRelay:
+    """Stands between clients and one server; use as an async context manager.
+
+    Parameters
+    ----------
+    server : address
+        Host and port to relay to.
+    ills : Ills
+        What to do to datagrams, in both directions.
+    seed : int
+        Seed of the generator.
+    delay : float
+        Seconds that every datagram takes longer.
+
+    Attributes
+    ----------
+    address : tuple of str and int
+        Where clients connect to.
+    blackhole : bool
+        While True nothing passes.
+    passed, dropped, duplicated, reordered, corrupted : int
+        Datagrams so treated.
+    to_server, to_client : list of bytes
+        The first hundred datagrams of each direction, as they came in.
+    """
+
+    def __init__(self, server: tuple[str, int], ills: Ills | None = None, *, seed: int = 1, delay: float = 0.0) -> None:
+        self.ills = ills or Ills()
+        self.blackhole = False
+        self.passed = self.dropped = self.duplicated = self.reordered = self.corrupted = 0
+        self.to_server: list[bytes] = []
+        self.to_client: list[bytes] = []
+        self._server = server
+        self._random = random.Random(seed)
+        self._delay = delay
+        self._held: list[tuple[int, socket.socket, bytes, Address]] = []
+        self._upstreams: dict[Address, socket.socket] = {}
+        self._timers: set[asyncio.TimerHandle] = set()
+
+    async def __aenter__(self) -> LossyRelay:
+        self._loop = asyncio.get_running_loop()
+        self._family = socket.AF_INET6 if ":" in self._server[0] else socket.AF_INET
+        self._front = self._socket()
+        host, port = self._front.getsockname()[:2]
+        self.address: tuple[str, int] = (host, port)
+        self._loop.add_reader(self._front, self._from_client)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        for sock in (self._front, *self._upstreams.values()):
+            self._loop.remove_reader(sock)
+            sock.close()
+
+    def _socket(self) -> socket.socket:
+        sock = socket.socket(self._family, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        sock.bind(("::1" if self._family == socket.AF_INET6 else "127.0.0.1", 0))
+        return sock
+
+    def _from_client(self) -> None:
+        for data, client in self._drain(self._front):
+            upstream = self._upstreams.get(client)
+            if upstream is None:
+                upstream = self._upstreams[client] = self._socket()
+                self._loop.add_reader(upstream, self._from_server, upstream, client)
+            if len(self.to_server) < 100:
+                self.to_server.append(data)
+            self._treat(upstream, data, self._server)
+
+    def _from_server(self, upstream: socket.socket, client: Address) -> None:
+        for data, _ in self._drain(upstream):
+            if len(self.to_client) < 100:
+                self.to_client.append(data)
+            self._treat(self._front, data, client)
+
+    def _drain(self, sock: socket.socket) -> list[tuple[bytes, Address]]:
+        received = []
+        for _ in range(64):
+            try:
+                received.append(sock.recvfrom(65535))
+            except BlockingIOError:
+                break
+            except OSError:
+                continue  # ICMP from a side that has gone
+        return received
+
+    def _treat(self, out: socket.socket, data: bytes, to: Address) -> None:
+        draw, ills = self._random.random, self.ills
+        if self.blackhole or draw() < ills.drop:
+            self.dropped += 1
+            return
+        if draw() < ills.corrupt:
+            self.corrupted += 1
+            at = self._random.randrange(len(data))
+            data = data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
+        if draw() < ills.reorder:
+            self.reordered += 1
+            self._held.append((2, out, data, to))
+            return
+        self._send(out, data, to)
+        if draw() < ills.duplicate:
+            self.duplicated += 1
+            self._send(out, data, to)
+        held, self._held = self._held, []
+        for left, late_out, late_data, late_to in held:
+            if left <= 1:
+                self._send(late_out, late_data, late_to)
+            else:
+                self._held.append((left - 1, late_out, late_data, late_to))
+
+    def _send(self, out: socket.socket, data: bytes, to: Address) -> None:
+        if self._delay:
+            timer = self._loop.call_later(self._delay, self._send_now, out, data, to)
+            self._timers.add(timer)
+            if len(self._timers) > 1000:
+                now = self._loop.time()
+                self._timers = {timer for timer in self._timers if timer.when() > now}
+        else:
+            self._send_now(out, data, to)
+
+    def _send_now(self, out: socket.socket, data: bytes, to: Address) -> None:
+        try:
+            out.sendto(data, to)
+            self.passed += 1
+        except OSError:
+            self.dropped += 1
