@@ -1,0 +1,23 @@
+"""The client: MQTT 5.0 and 3.1.1 over QUIC, TLS or TCP, asynchronous.
+
+Everything here runs on one event loop; :mod:`mqttquic_lab.handles` wraps it for people who have none.
+"""
+
+from __future__ import annotations
+
+from mqttquic_lab.session.client import AsyncSession
+from mqttquic_lab.session.feed import AsyncFeed
+from mqttquic_lab.session.options import SessionOptions
+from mqttquic_lab.session.probe import probe
+from mqttquic_lab.session.results import ErrorRecord, PublishResult, PublishSummary, SessionStats
+
+__all__ = [
+    "AsyncFeed",
+    "AsyncSession",
+    "ErrorRecord",
+    "PublishResult",
+    "PublishSummary",
+    "SessionOptions",
+    "SessionStats",
+    "probe",
+]

@@ -1,0 +1,298 @@
+"""MQTT packets over one byte stream: decoding, who may send what when, keep-alive, and how it all ends.
+
+The session above hands packets in and gets packets out; everything that can end the connection meets in
+:meth:`PacketChannel.finish`, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from mqttquic_lab.errors import (
+    DisconnectedError,
+    LabError,
+    MalformedPacketError,
+    OperationTimeoutError,
+    ProtocolError,
+    UsageError,
+)
+from mqttquic_lab.mqtt import (
+    ConnectionState,
+    Disconnect,
+    KeepAlive,
+    PacketDecoder,
+    PingReq,
+    Role,
+    check_packet,
+    reason_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mqttquic_lab.mqtt import Packet, Version
+    from mqttquic_lab.net.stream import ByteStream, Connection
+    from mqttquic_lab.session.results import SessionStats
+
+logger = logging.getLogger("mqttquic_lab.session")
+
+MAX_PACKET_SIZE = 268_435_460
+"""Bytes of the largest control packet there is: 5 of fixed header and 268,435,455 (MQTT 5.0 section 2.1.4)."""
+
+
+class PacketChannel:
+    """The client's end of an MQTT connection. On its connection's loop only.
+
+    Parameters
+    ----------
+    connection : Connection
+        Established; its control stream carries everything.
+    version : {5, 4}
+        Protocol level.
+    stats : SessionStats
+        Counted into.
+    max_packet_size : int
+        Largest packet that the broker may send, bytes.
+    on_packets : callable(list of Packet)
+        Packets that arrived together, in order. A ProtocolError it raises ends the connection.
+    on_error : callable(str, LabError)
+        Something went wrong: where, and what.
+    on_end : callable(LabError or None)
+        The connection has ended, once; None if that was asked for.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        version: Version,
+        stats: SessionStats,
+        *,
+        max_packet_size: int = MAX_PACKET_SIZE,
+        on_packets: Callable[[list[Packet]], None],
+        on_error: Callable[[str, LabError], None],
+        on_end: Callable[[LabError | None], None],
+    ) -> None:
+        self.connection = connection
+        self.stream = connection.control
+        self.version = version
+        self.state = ConnectionState.IDLE
+        self.limit = MAX_PACKET_SIZE
+        """Largest packet that the broker accepts, bytes."""
+        self.ended = False
+        self.reason: LabError | None = None
+        """Why it ended; None while it has not, or if that was asked for."""
+        self._stats = stats
+        self._on_packets = on_packets
+        self._on_error = on_error
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._decoder = PacketDecoder(version, max_packet_size=max_packet_size, receiver="client")
+        self._keepalive = KeepAlive(0)
+        self._timer: asyncio.TimerHandle | None = None
+        self._pings: deque[asyncio.Future[None] | None] = deque()
+        self._closing: asyncio.Task[None] | None = None
+        self.stream.on_data = self._on_data
+        self.stream.on_end = self._on_stream_end
+        self.stream.on_reset = self._on_stream_reset
+        connection.on_stream = self._on_foreign_stream
+        connection.closed.add_done_callback(self._on_connection_closed)
+
+    # Sending
+
+    def send(self, packet: Packet) -> bytes:
+        """Send one packet and return its bytes.
+
+        Raises
+        ------
+        ProtocolError
+            The packet is not allowed now (a fault of ours).
+        UsageError
+            It is larger than the broker accepts.
+        """
+        data = packet.encode(self.version)
+        self.check_size(data, packet.NAME)
+        self.state = check_packet(Role.CLIENT, self.state, packet, self.version)
+        trace = self.connection.trace
+        if trace.detail or packet.NAME in ("CONNECT", "DISCONNECT"):
+            trace.emit("mqtt", "packet_sent", type=packet.NAME, size=len(data))
+        self.write(data)
+        return data
+
+    def check_size(self, data: bytes, what: str) -> None:
+        """Raise UsageError if the broker does not accept packets of this size [MQTT-3.2.2-15]."""
+        if len(data) > self.limit:
+            raise UsageError(
+                f"this {what} has {len(data)} bytes, the broker accepts {self.limit} (Maximum Packet Size): "
+                "make it smaller"
+            )
+
+    def write(self, data: bytes, packets: int = 1) -> None:
+        """Write bytes that are `packets` whole packets."""
+        self.stream.write(data)
+        stats = self._stats
+        stats.packets_sent += packets
+        stats.bytes_sent += len(data)
+        self._keepalive.last_sent = self._loop.time()
+
+    # Receiving
+
+    def _on_data(self, data: bytes) -> None:
+        if self.ended:
+            return
+        self._keepalive.last_received = self._loop.time()
+        stats = self._stats
+        stats.bytes_received += len(data)
+        fault: ProtocolError | None = None
+        try:
+            packets = self._decoder.feed(data)
+        except MalformedPacketError as error:
+            packets, fault = error.packets, error
+        if packets:
+            stats.packets_received += len(packets)
+            if self.connection.trace.detail:
+                for packet in packets:
+                    self.connection.trace.emit("mqtt", "packet_received", type=packet.NAME, size=len(packet.raw))
+            try:
+                self._on_packets(packets)
+            except ProtocolError as error:
+                self.fail("broker", error)
+            except Exception as error:
+                # A fault of ours. Unless the connection ends here, everybody who waits for an answer waits in vain.
+                logger.exception("internal error while handling packets")
+                self.fail("session", LabError(f"internal error: {type(error).__name__}: {error}"))
+        if fault is not None:
+            self.fail("decoder", fault)
+
+    def check_received(self, packet: Packet) -> None:
+        """Follow the state table for a packet that arrived; raises ProtocolError if it is not allowed now."""
+        self.state = check_packet(Role.SERVER, self.state, packet, self.version)
+
+    # Keep-alive
+
+    def start_keepalive(self, interval: float) -> None:
+        """Ping when it is due, and end the connection when the broker does not answer (MQTT 5.0 section 3.1.2.10)."""
+        self._keepalive = KeepAlive(interval, self._loop.time())
+        self._arm()
+
+    def _arm(self) -> None:
+        deadline = self._keepalive.next_deadline()
+        if deadline is not None and not self.ended:
+            self._timer = self._loop.call_at(deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        verdict = self._keepalive.poll(self._loop.time())
+        if verdict == "ping":
+            self._send_ping(None)
+        elif verdict == "dead":
+            error = DisconnectedError(
+                f"the broker answered nothing for {self._keepalive.response_timeout:g} s after a PINGREQ "
+                f"(keepalive={self._keepalive.interval:g} s): the connection counts as dead",
+                reason_code=0x8D,
+            )
+            self.fail("keep-alive", error)
+        if not self.ended:
+            self._arm()
+
+    def _send_ping(self, waiter: asyncio.Future[None] | None) -> None:
+        self.send(PingReq())
+        self._pings.append(waiter)
+        self._stats.pings += 1
+
+    async def ping(self, timeout: float | None) -> float:
+        """Send PINGREQ and return the seconds until its PINGRESP."""
+        started = self._loop.time()
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._send_ping(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                await waiter
+        except TimeoutError:
+            raise OperationTimeoutError(f"no PINGRESP within {timeout:g} s") from None
+        return self._loop.time() - started
+
+    def on_pong(self) -> None:
+        """Take a PINGRESP: the broker answers PINGREQs in order."""
+        waiter = self._pings.popleft() if self._pings else None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # Ending
+
+    def fail(self, where: str, error: LabError) -> None:
+        """End the connection because of `error`: record it, tell the broker why if it can be told, close."""
+        if self.ended:
+            return
+        self._on_error(where, error)
+        code = getattr(error, "reason_code", None) or 0x80
+        self.say_goodbye(code)
+        self.finish(error, code)
+
+    def say_goodbye(self, reason_code: int, properties: dict[str, object] | None = None) -> None:
+        """Send DISCONNECT if the state allows one; 3.1.1 knows no other reason than a normal end."""
+        if self.ended or self.state in (ConnectionState.IDLE, ConnectionState.CLOSED):
+            return
+        if self.version == 5 or reason_code == 0:
+            self.send(Disconnect(reason_code, properties or {}))
+
+    def finish(self, reason: LabError | None, close_code: int = 0) -> None:
+        """End the connection, once; `reason` is None if that was asked for."""
+        if self.ended:
+            return
+        self.ended = True
+        self.reason = reason
+        self.state = ConnectionState.CLOSED
+        if self._timer is not None:
+            self._timer.cancel()
+        for waiter in self._pings:
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(self.gone("no PINGRESP can come"))
+        self._pings.clear()
+        # QUIC application close codes of MQTT over QUIC brokers: 0 is a normal end, whatever DISCONNECT said.
+        text = reason_text(close_code) if close_code else ""
+        self._closing = self._loop.create_task(self.connection.close(0, text), name="mqttquic-close")
+        self._closing.add_done_callback(_log_failure)
+        self._on_end(reason)
+
+    def gone(self, what: str) -> DisconnectedError:
+        """Return a DisconnectedError for a verb that cannot go on, chained to why the connection ended."""
+        why = f": {self.reason}" if self.reason is not None else ": the session was closed"
+        error = DisconnectedError(f"{what}{why}", reason_code=getattr(self.reason, "reason_code", None))
+        error.reason_string = getattr(self.reason, "reason_string", None)
+        error.packet = getattr(self.reason, "packet", None)
+        error.__cause__ = self.reason
+        return error
+
+    async def wait_closed(self) -> None:
+        """Wait until the transport has closed, after :meth:`finish`."""
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+
+    def _on_stream_end(self) -> None:
+        self._lost(DisconnectedError("the broker ended the connection without DISCONNECT"))
+
+    def _on_stream_reset(self, code: int) -> None:
+        self._lost(DisconnectedError(f"the broker reset the control stream (error code {code})"))
+
+    def _on_connection_closed(self, closed: asyncio.Future[LabError | None]) -> None:
+        if not closed.cancelled():
+            self._lost(closed.result() or DisconnectedError("the connection was closed underneath the session"))
+
+    def _lost(self, error: LabError) -> None:
+        if not self.ended:
+            self._on_error("transport", error)
+            self.finish(error)
+
+    def _on_foreign_stream(self, stream: ByteStream) -> None:
+        if stream is not self.stream:
+            stream.reset(0)
+            self._on_error(
+                "broker", LabError(f"the broker opened stream {stream.id}, which a single-stream session does not read")
+            )
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("closing the transport failed", exc_info=task.exception())

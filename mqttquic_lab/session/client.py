@@ -1,0 +1,691 @@
+"""The session: MQTT's verbs on one connection, whatever carries it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from mqttquic_lab.errors import (
+    ConnectError,
+    ConnectRefusedError,
+    ConnectTimeoutError,
+    DisconnectedError,
+    LabError,
+    ProtocolError,
+    UsageError,
+)
+from mqttquic_lab.mqtt import ConnectionState, Deliveries, Publish, ReasonCode
+from mqttquic_lab.net.open import open_connection
+from mqttquic_lab.records.handshake import HandshakeReport
+from mqttquic_lab.records.log import MessageLog
+from mqttquic_lab.session.channel import PacketChannel
+from mqttquic_lab.session.feed import AsyncFeed
+from mqttquic_lab.session.limits import MAX_PACKET_SIZE, ServerLimits, said
+from mqttquic_lab.session.options import SessionOptions, check_timeout
+from mqttquic_lab.session.publishing import Publisher
+from mqttquic_lab.session.receiving import Receiver
+from mqttquic_lab.session.report import ReportFiller
+from mqttquic_lab.session.results import ErrorRecord, SessionStats
+from mqttquic_lab.session.routing import Router
+from mqttquic_lab.session.subscribing import Subscriber, parse_filters
+from mqttquic_lab.session.target import Target, resolve_target
+from mqttquic_lab.trace import Trace
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+    from types import TracebackType
+
+    from mqttquic_lab.mqtt import ConnAck, Connect, Disconnect, Packet
+    from mqttquic_lab.net.stream import Connection
+    from mqttquic_lab.records.decode import Decode
+    from mqttquic_lab.records.message import Message
+    from mqttquic_lab.session.results import PublishResult, PublishSummary
+
+MAX_ERRORS = 100
+"""Error records kept; older ones are dropped (``stats.errors`` counts all)."""
+
+LONG = 86_400.0
+"""Seconds that stand for "for ever" where a transport wants a number."""
+
+MIN_IDLE_TIMEOUT = 60.0
+"""QUIC idle timeout at least, seconds; otherwise three keep-alive intervals, so that MQTT notices first."""
+
+_HINTS: dict[int, str] = {
+    0x84: 'try the other protocol version (version="3.1.1" or "5.0")',
+    0x85: "try another client_id",
+    0x86: "check username and password",
+    0x87: "check username and password, and what this user may do",
+    0x8C: "this client speaks user name and password only",
+    0x95: "the CONNECT is too large: shorten will, properties or credentials",
+    0x9A: "publish the will without retain",
+    0x9B: "lower the will's qos",
+}
+"""What to try for a reason code of CONNACK."""
+
+
+class AsyncSession:
+    """One MQTT session on one connection. Made by :meth:`open`; used on the loop it was made on.
+
+    Attributes
+    ----------
+    url : str
+        Where it is connected to, without user name and password.
+    client_id : str
+        The client identifier in use: one's own, or the one that the broker assigned.
+    handshake : HandshakeReport
+        Everything known about how the session came about.
+    limits : ServerLimits
+        What the broker allows.
+    trace : Trace
+        Events of the connection.
+    """
+
+    def __init__(self, connection: Connection, options: SessionOptions, url: str = "") -> None:
+        self.url = url or connection.report.url
+        self.client_id = options.client_id
+        self.options = options
+        self.limits = ServerLimits()
+        self.trace = connection.trace
+        self.trace.detail = self.trace.detail or options.trace_detail
+        self._connection = connection
+        self._stats = SessionStats()
+        self._errors: deque[ErrorRecord] = deque(maxlen=MAX_ERRORS)
+        self._state: Literal["connecting", "connected", "closed"] = "connecting"
+        self._connack: asyncio.Future[ConnAck] = asyncio.get_running_loop().create_future()
+        self._ended = asyncio.Event()
+        self._notify: set[AsyncFeed] = set()
+        self._router = Router()
+        self._deliveries = Deliveries(options.receive_maximum or 65_535, version=options.level)
+        self._channel = PacketChannel(
+            connection,
+            options.level,
+            self._stats,
+            max_packet_size=options.maximum_packet_size or MAX_PACKET_SIZE,
+            on_packets=self._on_packets,
+            on_error=self._record,
+            on_end=self._on_end,
+        )
+        self._filler = ReportFiller(connection, options.level)
+        self._handlers: dict[int, Callable[[Any], None]] = {
+            2: self._on_connack,
+            4: self._on_acknowledgement,
+            5: self._on_acknowledgement,
+            6: self._on_pubrel,
+            7: self._on_acknowledgement,
+            9: self._on_answer,
+            11: self._on_answer,
+            13: lambda _: self._channel.on_pong(),
+            14: self._on_disconnect,
+        }
+        self._replies: list[bytes] = []
+        self._on_message: Callable[[Message], None] | None = None
+        self._publisher = Publisher(self._channel, self._deliveries, self._stats)
+        self._subscriber = Subscriber(self._channel, self._router, self._deliveries.ids, self._stats)
+        self._receiver = Receiver(
+            self._router,
+            self._deliveries,
+            self._stats,
+            topic_alias_maximum=options.topic_alias_maximum or 0,
+            stream_id=self._channel.stream.id,
+            on_message=self._tell,
+        )
+
+    def __repr__(self) -> str:
+        return f"<AsyncSession {self.client_id!r} at {self.url}: {self._state}>"
+
+    # Opening
+
+    @classmethod
+    async def open(cls, target: Any, **options: Any) -> AsyncSession:
+        """Connect to a broker and return the session when it has accepted.
+
+        Parameters
+        ----------
+        target : str or broker
+            ``quic://host[:14567]``, ``mqtts://host[:8883]``, ``mqtt://host[:1883]``; without a scheme it is QUIC. Or a
+            broker that ``start_broker`` returned, or a ``BrokerServer``: its certificate authority is then trusted, for
+            this session only.
+        **options
+            See :class:`SessionOptions`.
+
+        Raises
+        ------
+        UsageError, UnknownOptionError
+            An option cannot be used; nothing was sent.
+        UnreachableError, ConnectTimeoutError, CertificateError, AlpnError, HandshakeError
+            No connection came about (see :func:`mqttquic_lab.net.open.open_connection`).
+        ConnectRefusedError
+            The broker answered CONNECT with a failure.
+        ConnectError
+            The connection ended before CONNACK, or what came was no MQTT.
+        """
+        settings = SessionOptions.from_keywords("connect", options)
+        return await cls.open_with(resolve_target(target, settings), settings)
+
+    @classmethod
+    async def open_with(
+        cls, target: Target, options: SessionOptions, *, report: HandshakeReport | None = None
+    ) -> AsyncSession:
+        """Do what :meth:`open` does, with arguments already checked and a `report` that is filled in any case."""
+        packet = options.connect_packet(target.username, target.password)
+        packet.encode(options.level)  # what cannot be sent is said before a connection is made
+        seconds = check_timeout(options.timeout)
+        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        report = HandshakeReport(url=target.address.url) if report is None else report
+        connection = await open_connection(
+            target.address,
+            trust=target.trust,
+            alpn=tuple(options.alpn),
+            timeout=LONG if seconds is None else seconds,
+            trace=Trace(options.trace_capacity, detail=options.trace_detail),
+            profile=options.profile,
+            idle_timeout=max(MIN_IDLE_TIMEOUT, 3.0 * options.keepalive),
+            local_address=options.local_address,
+            ssl_context=target.ssl_context,
+            report=report,
+        )
+        return await cls._begin(connection, options, packet, target.address.url, deadline)
+
+    @classmethod
+    async def over(cls, connection: Connection, **options: Any) -> AsyncSession:
+        """Start a session on a connection that is established already; it is the session's from now on.
+
+        Parameters
+        ----------
+        connection : Connection
+            Any transport.
+        **options
+            See :class:`SessionOptions`; those about the connection have no effect.
+        """
+        settings = SessionOptions.from_keywords("over", options)
+        packet = settings.connect_packet()
+        packet.encode(settings.level)
+        seconds = check_timeout(settings.timeout)
+        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        return await cls._begin(connection, settings, packet, "", deadline)
+
+    @classmethod
+    async def _begin(
+        cls, connection: Connection, options: SessionOptions, packet: Connect, url: str, deadline: float | None
+    ) -> AsyncSession:
+        try:
+            session = cls(connection, options, url)
+        except BaseException:
+            connection.abort("the session could not be made")
+            raise
+        try:
+            async with asyncio.timeout_at(deadline):
+                await session._connect(packet)
+        except TimeoutError:
+            error = ConnectTimeoutError(
+                f"{session.url} completed its {connection.transport.upper()} handshake but did not answer CONNECT "
+                f"within {options.timeout} s: is it an MQTT broker?"
+            )
+            session._give_up(error)
+            raise error from None
+        except BaseException as error:
+            session._give_up(error if isinstance(error, LabError) else None)
+            raise
+        return session
+
+    async def _connect(self, packet: Connect) -> None:
+        """Send CONNECT and wait for an accepting CONNACK."""
+        data = self._channel.send(packet)
+        self._filler.connect_sent(data, packet.client_id)
+        await self._connack
+
+    def _give_up(self, error: LabError | None) -> None:
+        self._channel.finish(error or DisconnectedError("connecting was cancelled"))
+        report = self.handshake
+        report.state, report.error = "failed", str(error) if error is not None else "connecting was cancelled"
+
+    def _on_connack(self, packet: ConnAck) -> None:
+        told: Mapping[str, Any] = packet.properties
+        self.client_id = told.get("assigned_client_identifier") or self.client_id
+        self._filler.connack_received(packet, self.client_id)
+        self.trace.emit("mqtt", "packet_received", type="CONNACK", size=len(packet.raw))
+        if packet.reason_code != 0:
+            refusal = _refusal(packet, self.options)
+            self._record("broker", refusal)
+            self._settle(refusal)
+            self._channel.finish(refusal)
+            return
+        self.limits = ServerLimits.from_connack(packet, self.options)
+        self._channel.limit = self.limits.maximum_packet_size
+        # No earlier connection of this session object: a QoS 2 exchange that the broker resumes is new to us.
+        self._deliveries.resume(self.limits.receive_maximum)
+        self._publisher.limits = self._subscriber.limits = self.limits
+        self._receiver.name = self.client_id
+        self._channel.start_keepalive(self.limits.keepalive)
+        self._state = "connected"
+        self.handshake.state = "connected"
+        if not self._connack.done():
+            self._connack.set_result(packet)
+
+    def _settle(self, error: LabError) -> None:
+        """Fail whoever waits for CONNACK."""
+        if not self._connack.done():
+            self._connack.set_exception(error)
+            self._connack.exception()  # marked as seen: open() may have been cancelled meanwhile
+
+    # What it is
+
+    @property
+    def state(self) -> Literal["connecting", "connected", "closed"]:
+        """``"connecting"``, ``"connected"`` or ``"closed"``."""
+        return self._state
+
+    @property
+    def handshake(self) -> HandshakeReport:
+        """Everything known about how the session came about; its RTT is that of the moment."""
+        if self._channel.ended:
+            return self._connection.report
+        return self._connection.refresh_report()
+
+    @property
+    def transport(self) -> str:
+        """What really carries the bytes: ``"quic"``, ``"tls"`` or ``"tcp"``."""
+        return self._connection.transport
+
+    @property
+    def connection(self) -> Connection:
+        """The transport connection underneath."""
+        return self._connection
+
+    @property
+    def version(self) -> str:
+        """``"5.0"`` or ``"3.1.1"``."""
+        return "5.0" if self.options.level == 5 else "3.1.1"
+
+    @property
+    def feeds(self) -> tuple[AsyncFeed, ...]:
+        """Feeds that were not unsubscribed, oldest first."""
+        return tuple(self._subscriber.feeds)
+
+    @property
+    def errors(self) -> list[ErrorRecord]:
+        """What went wrong, oldest first; the newest 100."""
+        return list(self._errors)
+
+    @property
+    def stats(self) -> SessionStats:
+        """Counters; they go on counting."""
+        return self._stats
+
+    @property
+    def unrouted(self) -> MessageLog:
+        """The newest messages that belonged to no feed (1000 messages or 1 MiB); ``stats.unrouted`` counts all.
+
+        A broker that resumes a session sends what it kept before anybody can subscribe anew: it lands here.
+        """
+        return self._receiver.unrouted
+
+    @property
+    def on_message(self) -> Callable[[Message], None] | None:
+        """Called on the loop for every message received, whatever feed it belongs to; its ``value`` is None.
+
+        It must not block. An exception lands in :attr:`errors`.
+        """
+        return self._on_message
+
+    @on_message.setter
+    def on_message(self, callback: Callable[[Message], None] | None) -> None:
+        if callback is not None and not callable(callback):
+            raise UsageError(f"on_message takes a function of one message, or None; not {callback!r}")
+        self._on_message = callback
+        self._receiver.watched = callback is not None
+
+    @property
+    def close_reason(self) -> LabError | None:
+        """Why the session is closed; None while it is not, or if that was asked for."""
+        return self._channel.reason
+
+    # Publishing
+
+    async def publish(
+        self,
+        topic: str,
+        payload: Any = None,
+        qos: int = 0,
+        retain: bool = False,
+        properties: Mapping[str, Any] | None = None,
+        *,
+        timestamp: bool = False,
+        timeout: float | str | None = 10.0,
+    ) -> PublishResult:
+        """Publish one message; at QoS 1 and 2 wait for its acknowledgement.
+
+        Parameters
+        ----------
+        topic : str
+            Topic name.
+        payload : str, bytes, number, None, dict or list
+            Text becomes UTF-8, a number its decimal text, a dict or list JSON; None is empty.
+        qos : {0, 1, 2}
+            At most once, at least once, exactly once.
+        retain : bool
+            Have the broker keep it as the topic's retained message; an empty payload removes that.
+        properties : mapping, optional
+            PUBLISH properties by their snake-case name (5.0 only).
+        timestamp : bool
+            Send the time along, as User Property ``sent_ns``, from which the receiving feed works out ``latency``
+            (5.0 only).
+        timeout : float, str or None
+            Seconds to wait for the acknowledgement, or at QoS 0 for the transport to take more. A message that was sent
+            may still be delivered after it ran out.
+
+        Returns
+        -------
+        PublishResult
+
+        Raises
+        ------
+        UsageError
+            An argument cannot be used; nothing was sent.
+        PublishError
+            The broker refused it, said that it takes no such QoS or no retained messages, or the packet is larger
+            than it accepts (then nothing was sent); or too many messages wait already.
+        OperationTimeoutError
+            No acknowledgement in time.
+        DisconnectedError
+            The session is closed, or ended before the acknowledgement came.
+        """
+        if self._state != "connected":
+            raise self._channel.gone("cannot publish")
+        return await self._publisher.publish(topic, payload, qos, retain, properties, timestamp, timeout)
+
+    async def publish_many(
+        self,
+        messages: Iterable[tuple[str, Any]] | AsyncIterable[tuple[str, Any]],
+        qos: int = 0,
+        retain: bool = False,
+        properties: Mapping[str, Any] | None = None,
+        *,
+        timestamp: bool = False,
+        timeout: float | str | None = 30.0,
+    ) -> PublishSummary:
+        """Publish many messages as fast as the broker takes them.
+
+        At QoS 0 this returns when the transport has taken all; at QoS 1 and 2 when all are acknowledged.
+
+        Parameters
+        ----------
+        messages : iterable or async iterable of (topic, payload)
+            Taken from as needed. It runs on the session's loop and must not block.
+        qos, retain, properties, timestamp
+            As for :meth:`publish`, for all of them.
+        timeout : float, str or None
+            Seconds for which the broker may take and acknowledge nothing at all.
+
+        Returns
+        -------
+        PublishSummary
+            Refusals are counted in it, not raised.
+
+        Raises
+        ------
+        UsageError, PublishError
+            A message cannot be sent; those before it were.
+        OperationTimeoutError
+            No progress for `timeout` seconds.
+        DisconnectedError
+            The session is closed, or ended meanwhile.
+        """
+        seconds = check_timeout(timeout)
+        if self._state != "connected":
+            raise self._channel.gone("cannot publish")
+        return await self._publisher.publish_many(messages, qos, retain, properties, timestamp, seconds)
+
+    # Subscribing
+
+    async def subscribe(
+        self,
+        topic_filter: str | tuple[str, int] | Iterable[str | tuple[str, int]],
+        qos: int = 0,
+        no_local: bool = False,
+        retain_as_published: bool = False,
+        retain_handling: int = 0,
+        *,
+        decode: Decode = "text",
+        expand: bool = False,
+        max_messages: int = 1_000_000,
+        max_bytes: int = 256 * 2**20,
+        timeout: float | str | None = 10.0,
+    ) -> AsyncFeed:
+        """Subscribe, and return the feed that collects what arrives.
+
+        The feed belongs to the session and lives until it is unsubscribed, whether or not anybody keeps it. Where two
+        feeds have the same filter, the broker is asked for what satisfies both.
+
+        Parameters
+        ----------
+        topic_filter : str, (str, int) or a list of these
+            One or several topic filters, each with its own maximum QoS or with `qos`; ``$share/group/filter``
+            literally.
+        qos : {0, 1, 2}
+            Largest QoS wanted.
+        no_local : bool
+            Leave out what this session publishes itself (5.0 only).
+        retain_as_published : bool
+            Keep the RETAIN flag as it was published (5.0 only).
+        retain_handling : {0, 1, 2}
+            Retained messages: send them, only if the subscription is new, or not at all (5.0 only).
+        decode : {"text", "json", "raw"} or callable
+            How ``value`` comes from the payload; lazily, when somebody looks.
+        expand : bool
+            Give each member of a decoded JSON object a column of its own.
+        max_messages, max_bytes : int
+            Bounds of the feed; the oldest messages are dropped first, and counted.
+        timeout : float, str or None
+            Seconds to wait for SUBACK.
+
+        Raises
+        ------
+        UsageError
+            An argument cannot be used; nothing was sent.
+        SubscribeError
+            The broker refused at least one filter, or serves no such filters. What it granted of the same call is given
+            back: either the feed gets all it was made for, or there is none.
+        OperationTimeoutError
+            No SUBACK in time.
+        DisconnectedError
+            The session is closed, or ended before the answer came.
+        """
+        wanted = parse_filters(topic_filter, qos, no_local, retain_as_published, retain_handling, self.options.level)
+        log = MessageLog(
+            session=self.client_id, decode=decode, expand=expand, max_messages=max_messages, max_bytes=max_bytes
+        )
+        seconds = check_timeout(timeout)
+        if self._state != "connected":
+            raise self._channel.gone("cannot subscribe")
+        return await self._subscriber.subscribe(wanted, lambda filters: AsyncFeed(self, filters, log), seconds)
+
+    async def unsubscribe(self, what: AsyncFeed | str | Iterable[str], *, timeout: float | str | None = 10.0) -> None:
+        """End a feed, or a filter in all feeds that have it; what they received stays.
+
+        Parameters
+        ----------
+        what : AsyncFeed, str or a list of str
+            The feed (again is no error), or filters as they were subscribed.
+        timeout : float, str or None
+            Seconds to wait for UNSUBACK. The feed has ended even if none comes.
+
+        Raises
+        ------
+        UsageError
+            No feed has such a filter.
+        SubscribeError
+            The broker refused.
+        OperationTimeoutError
+            No UNSUBACK in time.
+        """
+        await self._subscriber.unsubscribe(what, check_timeout(timeout))
+
+    # Keeping and ending
+
+    async def ping(self, *, timeout: float | str | None = 10.0) -> float:
+        """Send PINGREQ and return the seconds until the answer (MQTT 5.0 section 3.12).
+
+        Raises
+        ------
+        OperationTimeoutError
+            No answer in time.
+        DisconnectedError
+            The session is closed, or ended meanwhile.
+        """
+        seconds = check_timeout(timeout)
+        if self._state != "connected":
+            raise self._channel.gone("cannot ping")
+        return await self._channel.ping(seconds)
+
+    async def disconnect(self, reason_code: int = 0, *, timeout: float | str | None = 5.0) -> None:
+        """Say DISCONNECT and close the connection in order; again is no error.
+
+        Parameters
+        ----------
+        reason_code : int
+            0 is a normal end; 0x04 has the broker publish the will (MQTT 5.0 section 3.14.2.1). MQTT 3.1.1 has no
+            reason: there, anything but 0 closes without DISCONNECT, and the will is published as well.
+        timeout : float, str or None
+            Seconds for what was written to leave; then the connection is cut.
+
+        Raises
+        ------
+        UsageError
+            Not a reason code of DISCONNECT.
+        """
+        seconds = check_timeout(timeout)
+        self._channel.say_goodbye(reason_code)
+        self._channel.finish(None, 0)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._channel.wait_closed()
+        except TimeoutError:
+            self._connection.abort("closing took too long")
+
+    async def close(self, *, timeout: float | str | None = 5.0) -> None:
+        """Do :meth:`disconnect` with a normal end."""
+        await self.disconnect(timeout=timeout)
+
+    async def wait_closed(self, *, timeout: float | str | None = None) -> LabError | None:
+        """Wait until the session has ended for whatever reason, and return that (None: it was asked for).
+
+        Raises
+        ------
+        TimeoutError
+            It goes on after `timeout` seconds.
+        """
+        async with asyncio.timeout(check_timeout(timeout)):
+            await self._ended.wait()
+        return self._channel.reason
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # What arrives
+
+    def notify(self, feed: AsyncFeed) -> None:
+        """Wake `feed` after packets have arrived, as long as it has somebody waiting."""
+        self._notify.add(feed)
+
+    def _on_packets(self, packets: list[Packet]) -> None:
+        now = time_ns()
+        channel, receiver, replies = self._channel, self._receiver, self._replies
+        try:
+            for packet in packets:
+                if type(packet) is Publish and channel.state == ConnectionState.CONNECTED:
+                    receiver.publish(packet, now, replies)
+                elif channel.ended:
+                    break  # what follows DISCONNECT or a refusal
+                else:
+                    channel.check_received(packet)
+                    if type(packet) is Publish:
+                        receiver.publish(packet, now, replies)
+                    else:
+                        self._handlers[packet.TYPE](packet)
+        finally:
+            if replies:
+                if not channel.ended:
+                    channel.write(b"".join(replies), len(replies))
+                replies.clear()
+            if self._notify:
+                self._notify = {feed for feed in self._notify if feed.wake()}
+
+    def _on_acknowledgement(self, packet: Any) -> None:
+        self._publisher.acknowledge(packet)
+
+    def _on_pubrel(self, packet: Any) -> None:
+        self._replies.append(self._deliveries.release(packet).encode(self.options.level))
+
+    def _on_answer(self, packet: Any) -> None:
+        self._subscriber.answered(packet)
+
+    def _on_disconnect(self, packet: Disconnect) -> None:
+        words = packet.properties.get("reason_string")
+        elsewhere = packet.properties.get("server_reference")
+        moved = f"; it names {elsewhere!r} instead, which this client does not follow" if elsewhere else ""
+        error = DisconnectedError(
+            f"the broker disconnected: {said(packet.reason_code, words)}{moved}",
+            reason_code=packet.reason_code,
+            reason_string=words,
+            packet=packet,
+        )
+        self._record("broker", error)
+        self._channel.finish(error)
+
+    def _tell(self, message: Message) -> None:
+        try:
+            if self._on_message is not None:
+                self._on_message(message)
+        except Exception as error:  # noqa: BLE001 - the user's: one bad callback must not end the session
+            self.record_error("on_message", f"{type(error).__name__}: {error}")
+
+    # What goes wrong
+
+    def record_error(self, where: str, message: str) -> None:
+        """Add to :attr:`errors`."""
+        self._errors.append(ErrorRecord.now(where, message))
+        self._stats.errors += 1
+
+    def _record(self, where: str, error: LabError) -> None:
+        self.record_error(where, str(error))
+
+    def _on_end(self, reason: LabError | None) -> None:
+        self._state = "closed"
+        report = self._connection.report
+        report.state = "closed"
+        report.error = str(reason) if reason is not None else None
+        if not self._connack.done():
+            error = ConnectError(f"{self.url} did not accept the session: {reason or 'it was closed'}")
+            if isinstance(reason, ProtocolError):
+                error.reason_code, error.packet = reason.reason_code, reason.packet
+            error.__cause__ = reason
+            self._settle(error)
+        self._publisher.lost()
+        self._subscriber.lost()
+        self._notify.clear()
+        self._ended.set()
+
+
+def _refusal(packet: ConnAck, options: SessionOptions) -> ConnectRefusedError:
+    code = packet.reason_code
+    words = packet.properties.get("reason_string")
+    elsewhere = packet.properties.get("server_reference")
+    hint = _HINTS.get(code)
+    if code in (ReasonCode.USE_ANOTHER_SERVER, ReasonCode.SERVER_MOVED):
+        hint = f"it names {elsewhere!r} instead, which this client does not follow" if elsewhere else None
+    if code == ReasonCode.CLIENT_IDENTIFIER_NOT_VALID and not options.client_id:
+        hint = "it wants a client_id: give one"
+    return ConnectRefusedError(
+        f"the broker refused the connection: {said(code, words)}{f'; {hint}' if hint else ''}",
+        reason_code=code,
+        reason_string=words,
+        packet=packet,
+    )

@@ -1,0 +1,290 @@
+"""The keywords of ``connect``: checked as a whole before anything is sent, then turned into a CONNECT packet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from mqttquic_lab.errors import UnknownOptionError, UsageError
+from mqttquic_lab.mqtt import Connect, Will, check_topic_name
+from mqttquic_lab.session.payload import encode_payload
+from mqttquic_lab.units import parse_seconds
+
+if TYPE_CHECKING:
+    import os
+    import ssl
+    from collections.abc import Mapping, Sequence
+
+    from mqttquic_lab.mqtt import Version
+
+VERSIONS: dict[object, Version] = {"5.0": 5, "5": 5, 5: 5, "3.1.1": 4, 4: 4}
+"""What the option ``version`` takes -> protocol level of CONNECT (MQTT 5.0 section 3.1.2.2)."""
+
+VERSION_NAMES: dict[int, str] = {5: "5.0", 4: "3.1.1"}
+
+ONLY_V5 = (
+    "session_expiry_interval", "receive_maximum", "maximum_packet_size", "topic_alias_maximum", "user_properties",
+    "properties",
+)  # fmt: skip
+"""Options that MQTT 3.1.1 has no field for."""
+
+_RANGES = {
+    "keepalive": (0, 65_535, "seconds; 0 switches it off"),
+    "session_expiry_interval": (0, 0xFFFF_FFFF, "seconds; 4294967295 means never"),
+    "receive_maximum": (1, 65_535, "messages"),
+    "maximum_packet_size": (16, 268_435_460, "bytes"),
+    "topic_alias_maximum": (0, 65_535, "aliases"),
+    "trace_capacity": (1, 10_000_000, "events"),
+}
+
+_OWN_PROPERTIES = {
+    "session_expiry_interval": "session_expiry_interval=",
+    "receive_maximum": "receive_maximum=",
+    "maximum_packet_size": "maximum_packet_size=",
+    "topic_alias_maximum": "topic_alias_maximum=",
+    "user_property": "user_properties=",
+}
+"""CONNECT properties that have an option of their own."""
+
+MAX_TEXT = 65_535
+"""Bytes of an MQTT UTF-8 string at most (MQTT 5.0 section 1.5.4)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOptions:
+    """Options of one session.
+
+    Parameters
+    ----------
+    client_id : str
+        Client identifier; empty lets a 5.0 broker assign one (MQTT 5.0 section 3.1.3.1).
+    username : str, optional
+        User name; wins over one in the URL.
+    password : str or bytes, optional
+        Never shown by any repr, log or trace.
+    keepalive : int
+        Seconds between packets at most; 0 switches keep-alive off (section 3.1.2.10).
+    clean_start : bool
+        Begin anew, forgetting a session that the broker may hold (3.1.1: Clean Session).
+    session_expiry_interval : int, optional
+        Seconds for which the broker keeps the session after the connection ended (5.0 only; absent means 0).
+    receive_maximum : int, optional
+        QoS 1 and 2 messages that the broker may have under way to us (5.0 only; absent means 65535).
+    maximum_packet_size : int, optional
+        Largest packet the broker may send, bytes (5.0 only).
+    topic_alias_maximum : int, optional
+        Topic aliases the broker may use (5.0 only; absent means none).
+    will : Will, optional
+        Message that the broker publishes when this session ends without DISCONNECT. Its payload may be whatever
+        ``publish`` takes.
+    user_properties : sequence of (str, str)
+        User Properties of CONNECT (5.0 only); repeats are legal.
+    properties : mapping, optional
+        Further CONNECT properties by their snake-case name (5.0 only).
+    version : {"5.0", "3.1.1"}
+        Protocol version.
+    ca_file : path, optional
+        PEM file with the certificate authorities to trust instead of the system's.
+    ssl_context : ssl.SSLContext, optional
+        TLS over TCP uses it as it is. QUIC does its own TLS (RFC 9001) and takes over its authorities and whether it
+        verifies.
+    verify : bool
+        False accepts any certificate; the handshake card shows that in red.
+    server_name : str, optional
+        Name to send (SNI) and to expect in the certificate, where it is not the URL's host.
+    timeout : float, str or None
+        Seconds (or a string with a unit, ``"500ms"``) until CONNACK must have arrived, name resolution and handshake
+        included. None waits for ever.
+    profile : {"realistic", "loopback"}
+        Tuning of the QUIC endpoint; ``"loopback"`` only towards our own broker on this machine.
+    alpn : sequence of str
+        Application protocols offered (RFC 7301).
+    local_address : tuple of (str, int), optional
+        Our own IP address and port (0 for any) to connect from.
+    trace_detail : bool
+        Record every packet in ``session.trace`` after the handshake, too; costs throughput.
+    trace_capacity : int
+        Events that ``session.trace`` holds.
+
+    Raises
+    ------
+    UsageError
+        A value that cannot be used, or an option of MQTT 5.0 together with ``version="3.1.1"``.
+    """
+
+    client_id: str = ""
+    username: str | None = None
+    password: str | bytes | None = field(default=None, repr=False)
+    keepalive: int = 60
+    clean_start: bool = True
+    session_expiry_interval: int | None = None
+    receive_maximum: int | None = None
+    maximum_packet_size: int | None = None
+    topic_alias_maximum: int | None = None
+    will: Will | None = None
+    user_properties: Sequence[tuple[str, str]] = ()
+    properties: Mapping[str, Any] | None = field(default=None, repr=False)
+    version: str | int = "5.0"
+    ca_file: str | os.PathLike[str] | None = None
+    ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
+    verify: bool = True
+    server_name: str | None = None
+    timeout: float | str | None = 10.0
+    profile: str = "realistic"
+    alpn: Sequence[str] = ("mqtt",)
+    local_address: tuple[str, int] | None = None
+    trace_detail: bool = False
+    trace_capacity: int = 4096
+
+    @classmethod
+    def from_keywords(cls, verb: str, keywords: Mapping[str, Any]) -> SessionOptions:
+        """Build from the keywords that `verb` was called with; a misspelt one is answered with the nearest name."""
+        known = [f.name for f in fields(cls)]
+        for name in keywords:
+            if name not in known:
+                raise UnknownOptionError(verb, name, known)
+        return cls(**keywords)
+
+    @property
+    def level(self) -> Version:
+        """Protocol level: 5, or 4 for 3.1.1."""
+        return VERSIONS[self.version]
+
+    def __post_init__(self) -> None:
+        if self.version not in VERSIONS:
+            raise UsageError(f'version={self.version!r}: MQTT versions are "5.0" (default) and "3.1.1"')
+        for name in ("keepalive", "session_expiry_interval"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, round(parse_seconds(getattr(self, name), name=name)))
+        for name, (lowest, highest, unit) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (_is_int(value) and lowest <= value <= highest):
+                raise UsageError(f"{name}={value!r}: must be a whole number from {lowest} to {highest} ({unit})")
+        if self.keepalive is None or self.trace_capacity is None:
+            raise UsageError("keepalive and trace_capacity take numbers; keepalive=0 switches it off")
+        object.__setattr__(self, "timeout", check_timeout(self.timeout))
+        for name in ("clean_start", "verify", "trace_detail"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name}={getattr(self, name)!r}: must be True or False")
+        if self.profile not in ("realistic", "loopback"):
+            raise UsageError(f'profile={self.profile!r}: must be "realistic" (default) or "loopback"')
+        if isinstance(self.alpn, (str, bytes)) or not self.alpn or not all(isinstance(p, str) and p for p in self.alpn):
+            raise UsageError('alpn takes a sequence of protocol names, such as ("mqtt",)')
+        self._check_texts()
+        self._check_version()
+        self._check_will()
+
+    def _check_texts(self) -> None:
+        for name in ("client_id", "username", "server_name"):
+            value = getattr(self, name)
+            if value is not None or name == "client_id":
+                check_text(name, value)
+        if self.password is not None:
+            if not isinstance(self.password, (str, bytes)):
+                raise UsageError(f"password must be str or bytes, not {type(self.password).__name__}")
+            try:
+                size = len(self.password_bytes or b"")
+            except UnicodeEncodeError:
+                raise UsageError("the password is not text that UTF-8 can express: pass bytes") from None
+            if size > MAX_TEXT:
+                raise UsageError(f"the password has {size} bytes, MQTT allows {MAX_TEXT}")
+        for pair in check_pairs(self.user_properties):
+            for part in pair:
+                check_text("user_properties", part)
+
+    def _check_version(self) -> None:
+        if self.level == 5:
+            for name, option in _OWN_PROPERTIES.items():
+                if self.properties and name in self.properties:
+                    raise UsageError(f"properties[{name!r}]: use the option {option} instead")
+            if self.properties and {"authentication_method", "authentication_data"} & set(self.properties):
+                raise UsageError(
+                    "extended authentication (AUTH, MQTT 5.0 section 4.12) is not supported: "
+                    "use username and password, or ask the broker for another way"
+                )
+            return
+        for name in ONLY_V5:
+            if getattr(self, name):
+                raise UsageError(f'{name} is an option of MQTT 5.0: leave it out, or use version="5.0"')
+        if self.password is not None and self.username is None:
+            raise UsageError("MQTT 3.1.1 sends no password without a user name [MQTT-3.1.2-22]: give username too")
+        if not self.client_id and not self.clean_start:
+            raise UsageError("MQTT 3.1.1 keeps no session without a name [MQTT-3.1.3-7]: give client_id")
+
+    def _check_will(self) -> None:
+        will = self.will
+        if will is None:
+            return
+        if not isinstance(will, Will):
+            raise UsageError(f"will must be mq.Will(topic, payload, qos, retain), not {type(will).__name__}")
+        check_topic_name(will.topic)
+        if will.qos not in (0, 1, 2):
+            raise UsageError(f"will: qos={will.qos!r} must be 0, 1 or 2")
+        if len(encode_payload(will.payload)) > MAX_TEXT:
+            raise UsageError(f"the will's payload has more than {MAX_TEXT} bytes (MQTT 5.0 section 3.1.3.4)")
+        if will.properties and self.level != 5:
+            raise UsageError('will properties are of MQTT 5.0: leave them out, or use version="5.0"')
+
+    @property
+    def password_bytes(self) -> bytes | None:
+        """The password as it travels."""
+        return self.password.encode() if isinstance(self.password, str) else self.password
+
+    def connect_packet(self, username: str | None = None, password: bytes | None = None) -> Connect:
+        """Return CONNECT; `username` and `password` stand in where the options have none (those of the URL)."""
+        if self.username is not None:
+            username, password = self.username, self.password_bytes
+        elif self.password is not None:
+            password = self.password_bytes
+        properties: dict[str, Any] = {}
+        if self.level == 5:
+            properties.update(self.properties or {})
+            for name in ("session_expiry_interval", "receive_maximum", "maximum_packet_size", "topic_alias_maximum"):
+                value = getattr(self, name)
+                if value is not None:
+                    properties[name] = value
+            if self.user_properties:
+                properties["user_property"] = [tuple(pair) for pair in self.user_properties]
+        will = self.will
+        if will is not None:
+            will = Will(will.topic, encode_payload(will.payload), will.qos, will.retain, dict(will.properties or {}))
+        return Connect(
+            self.client_id, self.level, self.clean_start, self.keepalive, username, password, will, properties
+        )
+
+
+def check_timeout(timeout: float | str | None) -> float | None:
+    """Return `timeout` in seconds; raises UsageError unless it is positive, a string like ``"500ms"``, or None."""
+    if timeout is None:
+        return None
+    seconds = parse_seconds(timeout, name="timeout")
+    if seconds == 0:
+        raise UsageError("timeout must be more than 0 seconds, or None to wait for ever")
+    return seconds
+
+
+def check_text(name: str, value: Any) -> None:
+    """Raise UsageError unless `value` can travel as an MQTT UTF-8 string (MQTT 5.0 section 1.5.4)."""
+    if not isinstance(value, str):
+        raise UsageError(f"{name} must be text (str), not {type(value).__name__}")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise UsageError(f"{name} is not text that UTF-8 can express [MQTT-1.5.4-1]") from None
+    if "\0" in value:
+        raise UsageError(f"{name} contains the character U+0000 [MQTT-1.5.4-2]")
+    if size > MAX_TEXT:
+        raise UsageError(f"{name} has {size} bytes, MQTT allows {MAX_TEXT}")
+
+
+def check_pairs(pairs: Any) -> list[tuple[str, str]]:
+    """Return User Properties as a list of pairs, or raise UsageError."""
+    try:
+        checked = [(name, value) for name, value in pairs]
+    except (TypeError, ValueError):
+        raise UsageError('user_properties takes a list of pairs, such as [("unit", "C"), ("room", "12")]') from None
+    return checked
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,381 @@
+"""Publishing: from a payload to bytes on the stream, and from acknowledgements back to whoever waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter, time_ns
+from typing import TYPE_CHECKING, Any
+
+from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError, PublishError, UsageError
+from mqttquic_lab.mqtt import Deliveries, check_topic_name, encode_publish
+from mqttquic_lab.session.limits import ServerLimits, said
+from mqttquic_lab.session.options import check_timeout
+from mqttquic_lab.session.payload import encode_payload
+from mqttquic_lab.session.results import PublishResult, PublishSummary
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Iterable, Mapping
+
+    from mqttquic_lab.mqtt import Delivery, PubAck, PubComp, PubRec, Version
+    from mqttquic_lab.session.channel import PacketChannel
+    from mqttquic_lab.session.results import SessionStats
+
+HIGH_WATER = 256 * 1024
+"""Bytes written but not taken by the transport above which a publisher waits."""
+
+BATCH_BYTES = 32 * 1024
+"""Bytes that ``publish_many`` collects before it writes them and lets the loop run."""
+
+MAX_QUEUED = 65_536
+"""QoS 1 and 2 messages that may wait for the broker's receive maximum; more are refused at once."""
+
+MAX_WINDOW = 4096
+"""QoS 1 and 2 messages that one ``publish_many`` has under way at most, whatever the broker would take."""
+
+TOPIC_CACHE = 4096
+"""Topic names remembered as valid."""
+
+_SENT = PublishResult(0, None, None)
+
+
+class Waiting:
+    """Somebody who waits for the acknowledgement of one message."""
+
+    __slots__ = ("abandoned", "future", "sent_at")
+
+    def __init__(self, future: asyncio.Future[PublishResult]) -> None:
+        self.future = future
+        self.sent_at = perf_counter()
+        self.abandoned = False
+
+    def sent(self) -> None:
+        """Note that the message leaves now, after it had to wait for the receive maximum."""
+        self.sent_at = perf_counter()
+
+    def finished(self, delivery: Delivery, packet_id: int, packet: PubAck | PubRec | PubComp) -> None:
+        """Take the last acknowledgement."""
+        if self.future.done():
+            return
+        code = packet.reason_code
+        if code >= 0x80:
+            words = packet.properties.get("reason_string")
+            self.future.set_exception(
+                PublishError(
+                    f"the broker refused the message on {delivery.topic!r}: {said(code, words)}",
+                    reason_code=code,
+                    reason_string=words,
+                    packet=packet,
+                )
+            )
+        else:
+            self.future.set_result(PublishResult(code, packet_id, perf_counter() - self.sent_at))
+
+    def lost(self, error: DisconnectedError) -> None:
+        """Take the end of the connection."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Bulk:
+    """All the messages of one ``publish_many`` at QoS 1 or 2."""
+
+    __slots__ = ("abandoned", "error", "outstanding", "progress", "summary")
+
+    def __init__(self, summary: PublishSummary) -> None:
+        self.summary = summary
+        self.outstanding = 0
+        self.abandoned = False
+        self.error: DisconnectedError | None = None
+        self.progress = asyncio.Event()
+
+    def sent(self) -> None:
+        """Single messages are not timed."""
+
+    def finished(self, delivery: Delivery, packet_id: int, packet: PubAck | PubRec | PubComp) -> None:
+        """Count one acknowledgement."""
+        self.outstanding -= 1
+        self.summary.reason_codes[packet.reason_code] += 1
+        self.progress.set()
+
+    def lost(self, error: DisconnectedError) -> None:
+        """Take the end of the connection."""
+        self.error = error
+        self.progress.set()
+
+
+class Publisher:
+    """The sending half of a session's messages. On its loop only."""
+
+    def __init__(self, channel: PacketChannel, deliveries: Deliveries, stats: SessionStats) -> None:
+        self.limits = ServerLimits()
+        self._channel = channel
+        self._version: Version = channel.version
+        self._deliveries = deliveries
+        self._stats = stats
+        self._topics: set[str] = set()
+        deliveries.skip = _is_abandoned
+
+    async def publish(
+        self,
+        topic: str,
+        payload: Any,
+        qos: int,
+        retain: bool,
+        properties: Mapping[str, Any] | None,
+        timestamp: bool,
+        timeout: float | str | None,
+    ) -> PublishResult:
+        """See :meth:`AsyncSession.publish`."""
+        channel = self._channel
+        data = payload if type(payload) is bytes else encode_payload(payload)
+        if topic not in self._topics:
+            self._check_topic(topic)
+        if qos or retain or properties or timestamp:
+            properties = self._check(qos, retain, properties, timestamp)
+        if channel.ended:
+            raise channel.gone("cannot publish")
+        if not qos:
+            packet = encode_publish(topic, data, 0, retain, False, None, properties, self._version)
+            if len(packet) > channel.limit:
+                self.limits.check_size(len(packet), len(data))
+            channel.write(packet)
+            self._stats.messages_sent += 1
+            if channel.stream.pending > HIGH_WATER:
+                await self._drain(check_timeout(timeout))
+            return _SENT
+        return await self._publish_acknowledged(topic, data, qos, retain, properties, check_timeout(timeout))
+
+    async def _publish_acknowledged(
+        self,
+        topic: str,
+        data: bytes,
+        qos: int,
+        retain: bool,
+        properties: Mapping[str, Any] | None,
+        timeout: float | None,
+    ) -> PublishResult:
+        waiting = Waiting(asyncio.get_running_loop().create_future())
+        self._begin(topic, data, qos, retain, properties, waiting)
+        try:
+            async with asyncio.timeout(timeout):
+                return await waiting.future
+        except TimeoutError:
+            raise OperationTimeoutError(
+                f"the broker did not acknowledge the message on {topic!r} (QoS {qos}) within {timeout:g} s; "
+                f"{len(self._deliveries)} messages are unacknowledged"
+            ) from None
+        finally:
+            # What was sent stays in flight until its acknowledgement; what still waits is not sent any more.
+            waiting.abandoned = True
+
+    def _begin(
+        self,
+        topic: str,
+        data: bytes,
+        qos: int,
+        retain: bool,
+        properties: Mapping[str, Any] | None,
+        token: Waiting | Bulk,
+    ) -> None:
+        # Encoded before it gets an identifier, so that a packet that cannot be sent takes none.
+        packet = encode_publish(topic, data, qos, retain, False, 1, properties, self._version)
+        if len(packet) > self._channel.limit:
+            self.limits.check_size(len(packet), len(data))
+        packet_id = self._deliveries.send(topic, data, qos, retain, properties, token)
+        if packet_id is not None:
+            if packet_id != 1:
+                packet = encode_publish(topic, data, qos, retain, False, packet_id, properties, self._version)
+            self._channel.write(packet)
+            self._stats.messages_sent += 1
+
+    async def publish_many(
+        self,
+        messages: Iterable[tuple[str, Any]] | AsyncIterable[tuple[str, Any]],
+        qos: int,
+        retain: bool,
+        properties: Mapping[str, Any] | None,
+        timestamp: bool,
+        timeout: float | None,
+    ) -> PublishSummary:
+        """See :meth:`AsyncSession.publish_many`."""
+        summary = PublishSummary()
+        self._check(qos, retain, properties, timestamp)
+        started = perf_counter()
+        if qos:
+            bulk = Bulk(summary)
+            try:
+                await self._many_acknowledged(messages, qos, retain, properties, timestamp, bulk, timeout)
+            finally:
+                bulk.abandoned = True
+        else:
+            await self._many_at_most_once(messages, retain, properties, timestamp, summary, timeout)
+        summary.seconds = perf_counter() - started
+        return summary
+
+    async def _many_at_most_once(
+        self,
+        messages: Iterable[tuple[str, Any]] | AsyncIterable[tuple[str, Any]],
+        retain: bool,
+        properties: Mapping[str, Any] | None,
+        timestamp: bool,
+        summary: PublishSummary,
+        timeout: float | None,
+    ) -> None:
+        channel, version, topics = self._channel, self._version, self._topics
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async for topic, payload in _each(messages):
+                data = payload if type(payload) is bytes else encode_payload(payload)
+                if topic not in topics:
+                    self._check_topic(topic)
+                block = _stamped(properties) if timestamp else properties
+                packet = encode_publish(topic, data, 0, retain, False, None, block, version)
+                if len(packet) > channel.limit:
+                    self.limits.check_size(len(packet), len(data))
+                parts.append(packet)
+                size += len(packet)
+                summary.payload_bytes += len(data)
+                if size >= BATCH_BYTES:
+                    self._flush(parts, summary)
+                    size = 0
+                    await self._let_run(timeout)
+        finally:
+            # Also when a message cannot be sent: those before it were accepted.
+            if parts and not channel.ended:
+                self._flush(parts, summary)
+        await self._let_run(timeout)
+
+    async def _many_acknowledged(
+        self,
+        messages: Iterable[tuple[str, Any]] | AsyncIterable[tuple[str, Any]],
+        qos: int,
+        retain: bool,
+        properties: Mapping[str, Any] | None,
+        timestamp: bool,
+        bulk: Bulk,
+        timeout: float | None,
+    ) -> None:
+        channel, summary = self._channel, bulk.summary
+        window = min(self.limits.receive_maximum, MAX_WINDOW)
+        async for topic, payload in _each(messages):
+            data = payload if type(payload) is bytes else encode_payload(payload)
+            if topic not in self._topics:
+                self._check_topic(topic)
+            while bulk.outstanding >= window:
+                await self._acknowledgements(bulk, timeout)
+            if channel.ended:
+                raise channel.gone("cannot publish")
+            self._begin(topic, data, qos, retain, _stamped(properties) if timestamp else properties, bulk)
+            bulk.outstanding += 1
+            summary.count += 1
+            summary.payload_bytes += len(data)
+            if not summary.count % 128:
+                await self._let_run(timeout)
+        while bulk.outstanding:
+            await self._acknowledgements(bulk, timeout)
+
+    async def _acknowledgements(self, bulk: Bulk, timeout: float | None) -> None:
+        """Wait until something came back."""
+        if bulk.error is None:
+            bulk.progress.clear()
+            try:
+                async with asyncio.timeout(timeout):
+                    await bulk.progress.wait()
+            except TimeoutError:
+                raise OperationTimeoutError(
+                    f"the broker acknowledged nothing for {timeout:g} s: of {bulk.summary.count} messages "
+                    f"{bulk.outstanding} are unacknowledged"
+                ) from None
+        if bulk.error is not None:
+            raise bulk.error
+
+    def _flush(self, parts: list[bytes], summary: PublishSummary) -> None:
+        if self._channel.ended:
+            raise self._channel.gone(f"publish_many stopped after {summary.count} messages")
+        self._channel.write(b"".join(parts), len(parts))
+        self._stats.messages_sent += len(parts)
+        summary.count += len(parts)
+        parts.clear()
+
+    async def _let_run(self, timeout: float | None) -> None:
+        """Let the loop send what was written, and wait if the broker takes it too slowly."""
+        await asyncio.sleep(0)
+        if self._channel.ended:
+            raise self._channel.gone("cannot publish")
+        if self._channel.stream.pending > HIGH_WATER:
+            await self._drain(timeout)
+
+    async def _drain(self, timeout: float | None) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await self._channel.stream.drain()
+        except TimeoutError:
+            raise OperationTimeoutError(
+                f"the broker takes no more data: {self._channel.stream.pending} bytes wait since {timeout:g} s"
+            ) from None
+        except LabError as error:
+            if self._channel.ended:
+                raise self._channel.gone("cannot publish") from error
+            raise DisconnectedError(f"cannot publish: {error}") from error
+
+    def acknowledge(self, packet: PubAck | PubRec | PubComp) -> None:
+        """Take in PUBACK, PUBREC or PUBCOMP; raises ProtocolError for one that does not fit."""
+        outcome = self._deliveries.acknowledge(packet)
+        if outcome.reply is not None:
+            self._channel.write(outcome.reply.encode(self._version))
+        for delivery in outcome.sendable:
+            delivery.token.sent()
+            self._channel.write(delivery.encode(self._version))
+            self._stats.messages_sent += 1
+        if outcome.finished is not None:
+            outcome.finished.token.finished(outcome.finished, packet.packet_id, packet)
+        self._stats.stray = self._deliveries.unknown
+
+    def lost(self) -> None:
+        """Fail everybody who waits: the connection has ended."""
+        for delivery in self._deliveries.clear():
+            delivery.token.lost(self._channel.gone(f"the message on {delivery.topic!r} was not acknowledged"))
+
+    def _check_topic(self, topic: str) -> None:
+        check_topic_name(topic)
+        if len(self._topics) >= TOPIC_CACHE:
+            self._topics.clear()
+        self._topics.add(topic)
+
+    def _check(
+        self, qos: int, retain: bool, properties: Mapping[str, Any] | None, timestamp: bool
+    ) -> Mapping[str, Any] | None:
+        """Check all but topic and payload; returns the properties to send."""
+        if qos not in (0, 1, 2) or isinstance(qos, bool):
+            raise UsageError(f"qos={qos!r}: must be 0, 1 or 2")
+        if self._version != 5 and (properties or timestamp):
+            what = "timestamp=True needs a User Property, which" if timestamp else "properties are something that"
+            raise UsageError(f'{what} MQTT 3.1.1 does not have: leave it out, or connect with version="5.0"')
+        if properties and "subscription_identifier" in properties:
+            raise UsageError("subscription_identifier is set by brokers only [MQTT-3.3.4-6]: leave it out")
+        if properties and "topic_alias" in properties:
+            raise UsageError("topic_alias belongs to the connection, not to a message: leave it out")
+        self.limits.check_publish(qos, retain)
+        return _stamped(properties) if timestamp else properties
+
+
+def _stamped(properties: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return `properties` with the time of sending, from which the receiving feed works out the latency."""
+    block = dict(properties or {})
+    block["user_property"] = [*block.get("user_property", ()), ("sent_ns", str(time_ns()))]
+    return block
+
+
+def _is_abandoned(delivery: Delivery) -> bool:
+    return bool(delivery.token.abandoned)
+
+
+async def _each(messages: Iterable[tuple[str, Any]] | AsyncIterable[tuple[str, Any]]) -> Any:
+    """Iterate over either kind of iterable."""
+    if hasattr(messages, "__aiter__"):
+        async for message in messages:
+            yield message
+    else:
+        for message in messages:
+            yield message

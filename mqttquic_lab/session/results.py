@@ -1,0 +1,90 @@
+"""What the verbs of a session return, and what it counts."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class PublishResult:
+    """How one PUBLISH ended."""
+
+    reason_code: int
+    """Of PUBACK or PUBREC/PUBCOMP; 0 at QoS 0. 0x10 (no matching subscribers) is a success."""
+    packet_id: int | None
+    """Packet identifier it travelled under; None at QoS 0."""
+    round_trip: float | None
+    """Seconds from handing it to the transport to its last acknowledgement; None at QoS 0."""
+
+
+@dataclass(slots=True)
+class PublishSummary:
+    """How a ``publish_many`` ended."""
+
+    count: int = 0
+    """Messages handed to the transport."""
+    payload_bytes: int = 0
+    """Their payloads together."""
+    seconds: float = 0.0
+    """From the first message to the last acknowledgement, or to the last byte handed over at QoS 0."""
+    reason_codes: Counter[int] = field(default_factory=Counter)
+    """How often each reason code was answered; empty at QoS 0."""
+
+    @property
+    def refused(self) -> int:
+        """Messages answered with a failure (reason code 0x80 or more)."""
+        return sum(count for code, count in self.reason_codes.items() if code >= 0x80)
+
+    @property
+    def rate(self) -> float:
+        """Messages per second."""
+        return self.count / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRecord:
+    """Something that went wrong where nobody was waiting for it (or was also told)."""
+
+    time: float
+    """Seconds since the epoch."""
+    where: str
+    """Part of the session: ``"decoder"``, ``"keep-alive"``, ``"on_message"``, ``"transport"``, ``"broker"``."""
+    message: str
+    """One sentence."""
+
+    @classmethod
+    def now(cls, where: str, message: str) -> ErrorRecord:
+        """Make one with the present time."""
+        return cls(time.time(), where, message)
+
+
+@dataclass(slots=True)
+class SessionStats:
+    """Counters of one session since it was opened."""
+
+    packets_sent: int = 0
+    packets_received: int = 0
+    bytes_sent: int = 0
+    """MQTT bytes handed to the transport (not those of QUIC, TLS or TCP around them)."""
+    bytes_received: int = 0
+    messages_sent: int = 0
+    """PUBLISH packets sent."""
+    messages_received: int = 0
+    """PUBLISH packets received, without QoS 2 duplicates."""
+    duplicates: int = 0
+    """QoS 2 messages that came again and were not delivered again [MQTT-4.3.3-10]."""
+    unrouted: int = 0
+    """Messages that belonged to no feed; the newest of them are in ``session.unrouted``."""
+    stray: int = 0
+    """Acknowledgements for packet identifiers that nothing was waiting under."""
+    pings: int = 0
+    """PINGREQs sent."""
+    errors: int = 0
+    """Errors ever recorded; ``session.errors`` holds the newest."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counters as plain data."""
+        return asdict(self)
