@@ -87,3 +87,7 @@ class Trace:
 
     def __len__(self) -> int:
         return len(self._ring)
+
+    def __bool__(self) -> bool:
+        # An empty trace is a trace: `trace or Trace()` must not replace the one that was given.
+        return True

@@ -424,8 +424,13 @@ class TcpConnection(Connection, asyncio.Protocol):
 
     def send_end(self) -> None:
         """Write the end of the stream to the transport."""
-        if self._wire is not None and self._wire.can_write_eof() and not self._wire.is_closing():
+        if self._wire is None or self._wire.is_closing():
+            return
+        try:
             self._wire.write_eof()
+        except OSError:
+            # The peer has reset the connection, and we had not looked (reading was paused): nothing left to end.
+            self._wire.abort()
 
     # --- receiving
 
@@ -620,7 +625,8 @@ async def open_tcp(
         async with asyncio.timeout(timeout):
             dialled = await dial(address.host, address.port, local_address=local_address)
             return await establish(
-                dialled, lambda ready: TcpConnection(report=facts, trace=trace or Trace(), ready=ready)
+                dialled,
+                lambda ready: TcpConnection(report=facts, trace=trace if trace is not None else Trace(), ready=ready),
             )
     except LabError as error:
         failed(facts, error)

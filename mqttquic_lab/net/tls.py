@@ -511,7 +511,7 @@ async def open_tls(
     own = ssl_context is None
     context = client_context(trust, alpn=alpn, minimum_tls=minimum_tls) if ssl_context is None else ssl_context
     name = (trust.server_name or address.host).rstrip(".")
-    trace = trace or Trace()
+    trace = trace if trace is not None else Trace()
     facts = report if report is not None else HandshakeReport()
     facts.url, facts.transport, facts.state = address.url, "tls", "connecting"
     facts.offered_alpn = tuple(alpn) if own else ()
