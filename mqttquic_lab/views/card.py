@@ -35,13 +35,19 @@ def handshake_html(report: HandshakeReport, *, now: dt.datetime | None = None) -
         HTML without scripts; every text of it that came from the network is escaped.
     """
     now = now or facts.utc_now()
-    body = (
+    return h.fragment(card(report, now), f"Handshake with {report.url}", "mql-handshake")
+
+
+def card(report: HandshakeReport, now: dt.datetime) -> str:
+    """Return the card without style sheet, to stand within another view."""
+    rows = [(name, h.clip(text, 300)) for name, text in facts.rows(report, now)]
+    facts_column = f'<div class="mql-facts">{h.definition_list(rows)}</div>' if rows else ""
+    return (
         '<div class="mql-card">'
         + header(report)
         + "".join(h.notice(item) for item in facts.notices(report))
-        + f'<div class="mql-body"><div class="mql-picture">{_picture(report)}</div><div class="mql-facts">'
-        + h.definition_list([(name, h.clip(text, 300)) for name, text in facts.rows(report, now)])
-        + "</div></div>"
+        + f'<div class="mql-body{"" if rows else " mql-single"}">'
+        + f'<div class="mql-picture">{_picture(report)}</div>{facts_column}</div>'
         + _certificates(report, now)
         + _parameters(report)
         + _session(report)
@@ -49,7 +55,6 @@ def handshake_html(report: HandshakeReport, *, now: dt.datetime | None = None) -
         + _mqtt(report)
         + "</div>"
     )
-    return h.fragment(body, f"Handshake with {report.url}", "mql-handshake")
 
 
 def header(report: HandshakeReport) -> str:
@@ -79,7 +84,8 @@ def _picture(report: HandshakeReport) -> str:
     unanswered = ""
     if report.flights[-1].sender == "client" and report.state in ("failed", "connecting"):
         unanswered = "no answer" if report.state == "failed" else "no answer yet"
-    return "".join(ladder(report.flights, width, unanswered=unanswered) for width in (520, 290))
+    flights = facts.ladder_flights(report)
+    return "".join(ladder(flights, width, unanswered=unanswered) for width in (520, 290))
 
 
 def _certificates(report: HandshakeReport, now: dt.datetime) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mqttquic_lab.mqtt.reason_codes import reason_text
@@ -15,7 +17,7 @@ from mqttquic_lab.views import quantities as q
 from mqttquic_lab.views.html import Chip, Notice
 
 if TYPE_CHECKING:
-    from mqttquic_lab.records.handshake import CertificateInfo, HandshakeReport
+    from mqttquic_lab.records.handshake import CertificateInfo, Flight, HandshakeReport
     from mqttquic_lab.views.html import Kind
 
 STATES: dict[str, tuple[str, Kind]] = {
@@ -29,7 +31,7 @@ STATES: dict[str, tuple[str, Kind]] = {
 VERIFICATION: dict[str, tuple[str, Kind]] = {
     "verified": ("verified", "ok"),
     "resumed": ("verified by ticket", "ok"),
-    "off": ("not verified", "bad"),
+    "off": ("verification off", "bad"),
     "failed": ("certificate refused", "bad"),
 }
 
@@ -335,6 +337,25 @@ def field_value(value: Any) -> str:
     return str(value)
 
 
+def ladder_flights(report: HandshakeReport) -> list[Flight]:
+    """Return the flights with what matters of each message beside its name: ``ClientHello (ALPN mqtt)``."""
+    offer = [f"SNI {report.server_name}"] if report.server_name else []
+    offer += [f"ALPN {', '.join(report.offered_alpn)}"] if report.offered_alpn else []
+    added = {
+        "ClientHello": f" ({', '.join(offer)})" if offer else "",
+        "Certificate": f" \u00d7{len(report.certificates)}" if len(report.certificates) > 1 else "",
+        "CONNACK": f" 0x{report.reason_code:02x}" if report.reason_code is not None else "",
+    }
+    flights = []
+    for flight in report.flights:
+        counted = Counter(flight.content)
+        content = tuple(
+            name + added.get(name, "") + (f" \u00d7{times}" if times > 1 else "") for name, times in counted.items()
+        )
+        flights.append(replace(flight, content=content))
+    return flights
+
+
 def certificate_facts(info: CertificateInfo, now: dt.datetime) -> list[tuple[str, str]]:
     """Return what one certificate says, in rows."""
     return [
@@ -349,6 +370,18 @@ def certificate_facts(info: CertificateInfo, now: dt.datetime) -> list[tuple[str
         ("SHA-256", info.fingerprint_sha256),
         ("CA", "yes" if info.is_ca else "no"),
     ]
+
+
+def line(report: HandshakeReport) -> str:
+    """Return the handshake in one line, without its URL."""
+    word, _ = state(report)
+    parts = [word, *(item.text for item in chips(report) if item.text != word), headline(report)]
+    return ", ".join(part.replace(" · ", ", ") for part in parts)
+
+
+def moment(time_ns: int) -> dt.datetime:
+    """Return nanoseconds since the epoch as a datetime."""
+    return dt.datetime.fromtimestamp(time_ns // 1_000_000_000, dt.UTC)
 
 
 def utc_now() -> dt.datetime:

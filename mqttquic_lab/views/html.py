@@ -12,7 +12,10 @@ import functools
 import html
 import re
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Kind = Literal["", "ok", "warn", "bad", "muted"]
 """What a chip or sentence means; each has a colour, and words that say the same."""
@@ -107,7 +110,7 @@ def details(title: str, summary: str, body: str) -> str:
     return f"<details><summary><b>{escape(title)}</b>{rest}</summary><div class='mql-detail'>{body}</div></details>"
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]], css: str = "") -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], css: str = "") -> str:
     """Return a table; headings are text, cells are HTML."""
     classes = f"mql-table {css}".strip()
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)

@@ -49,7 +49,7 @@ def ladder(flights: Sequence[Flight], width: int = 520, *, unanswered: str = "")
         What to write at the end of a last client flight that got no answer; empty when that is as it should be.
     """
     wide = width >= 400
-    left, right = (66, width - 74) if wide else (6, width - 50)
+    left, right = (66, width - 74) if wide else (6, width - 62)
     room = int((right - left - 16) / _CHARACTER)
     parts: list[str] = []
     brackets: list[str] = []
@@ -61,6 +61,7 @@ def ladder(flights: Sequence[Flight], width: int = 520, *, unanswered: str = "")
         when = milliseconds(flight.start if client else flight.end)
         packets = " + ".join(flight.packets)
         lines = wrap(", ".join(flight.content), room, _LINES)
+        heading = packets or (lines.pop(0) if lines else "")  # TCP has no packet types worth a line of their own
         lost = bool(unanswered) and client and number == len(flights) - 1
         title = (
             f"{'client to broker' if client else 'broker to client'}, {when}: {packets}; {', '.join(flight.content)}"
@@ -68,11 +69,11 @@ def ladder(flights: Sequence[Flight], width: int = 520, *, unanswered: str = "")
         parts.append(f"<g><title>{escape(title, 400)}</title>")
         middle = (left + right) / 2
         if wide:
-            parts.append(_text(middle, y, packets, "t1", "middle", room))
+            parts.append(_text(middle, y, heading, "t1", "middle", room))
         else:
             parts.append(
                 f'<text x="{left + 8}" y="{y:g}"><tspan class="t3">{escape(when)}</tspan> '
-                f'<tspan class="t1">{escape(packets, room - len(when))}</tspan></text>'
+                f'<tspan class="t1">{escape(heading, room - len(when))}</tspan></text>'
             )
         for line in lines:
             y += 13.5

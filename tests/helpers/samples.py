@@ -117,7 +117,7 @@ def quic_report(**changes: Any) -> HandshakeReport:
                 ("ServerHello", "EncryptedExtensions", "Certificate", "CertificateVerify", "Finished"),
             ),
             Flight("client", 0.053, 0.053, ("Handshake", "1-RTT"), ("Finished", "CONNECT")),
-            Flight("server", 0.1038, 0.1039, ("1-RTT",), ("HANDSHAKE_DONE", "NewSessionTicket", "CONNACK")),
+            Flight("server", 0.1038, 0.1039, ("1-RTT",), ("HANDSHAKE_DONE", "NewSessionTicket", "NewSessionTicket", "CONNACK")),
         ),
         round_trips=2,
         rtt=RttInfo(0.0515, 0.0512, 0.0519, 0.0011),
