@@ -78,9 +78,11 @@ class Delivery:
         Whether it has been sent on an earlier connection [MQTT-3.3.1-1].
     state : int
         A :class:`~mqttquic_lab.mqtt.state.DeliveryState`.
+    accepted : ReasonCode
+        Reason code of the PUBREC that accepted the message (QoS 2).
     """
 
-    __slots__ = ("dup", "packet_id", "payload", "properties", "qos", "retain", "state", "token", "topic")
+    __slots__ = ("accepted", "dup", "packet_id", "payload", "properties", "qos", "retain", "state", "token", "topic")
 
     TYPE: ClassVar[int] = 3
     NAME: ClassVar[str] = "PUBLISH"
@@ -96,6 +98,7 @@ class Delivery:
         self.token = token
         self.packet_id = packet_id
         self.dup = False
+        self.accepted = ReasonCode.SUCCESS
         self.state = _AWAIT_PUBACK if qos == 1 else _AWAIT_PUBREC
 
     def encode(self, version: Version = 5) -> bytes:
@@ -120,8 +123,9 @@ class Outcome:
         Packet to send in answer.
     finished : Delivery or None
         The message whose exchange this ended; with `reason_code` of 0x80 or more it was refused.
-    reason_code : int
-        Reason code of the acknowledgement.
+    reason_code : ReasonCode
+        What became of the message: the code of PUBACK or PUBREC. PUBCOMP repeats that of the PUBREC before it: its own
+        0x92 only tells that the peer had finished before a reconnect, and is counted in :attr:`Deliveries.unknown`.
     sendable : sequence of Delivery
         Messages that may be sent now, in this order; they have their packet identifiers.
     """
@@ -129,7 +133,7 @@ class Outcome:
     __slots__ = ("finished", "reason_code", "reply", "sendable")
 
     def __init__(
-        self, reply: PubRel | None, finished: Delivery | None, reason_code: int, sendable: Sequence[Delivery]
+        self, reply: PubRel | None, finished: Delivery | None, reason_code: ReasonCode, sendable: Sequence[Delivery]
     ) -> None:
         self.reply = reply
         self.finished = finished
@@ -341,6 +345,9 @@ class Deliveries:
             return Outcome(PubRel(packet_id, reply_code) if reply is not None else None, None, code, ())
         if following == _NONE:
             if state == _AWAIT_PUBCOMP:
+                if code:
+                    self.unknown += 1
+                code = delivery.accepted
                 del self._released[packet_id]
                 if packet_id in self._uncounted:
                     self._uncounted.remove(packet_id)
@@ -359,6 +366,7 @@ class Deliveries:
         if state == _AWAIT_PUBREC:
             self._released[packet_id] = self._unacknowledged.pop(packet_id)
             delivery.state = following
+            delivery.accepted = code
         return Outcome(PubRel(packet_id, reply_code), None, code, ())
 
     def take_sendable(self) -> list[Delivery]:

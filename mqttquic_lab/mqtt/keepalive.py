@@ -101,11 +101,10 @@ class KeepAlive:
             return None
         death = self._death()
         if death is not None and now >= death:
-            if self._grace_until is None and now - death > _STALL:
-                self.stalls += 1
-                self._grace_until = now + _STALL
-                return None
-            return "dead"
+            if self._grace_until is not None or now - death <= _STALL:
+                return "dead"
+            self.stalls += 1
+            self._grace_until = now + _STALL
         if now >= self._next_ping():
             self.last_sent = now
             if self._pinged is None:
