@@ -411,6 +411,8 @@ class QuicConnection(Connection):
                 self._deliver_events()  # new connection ids must be routed before the peer can use them
             if self._profile_due:
                 self._apply_profile()
+        if self._ended:
+            self._forget_finished()
         self._arm_timer()
 
     def _flush_streams(self) -> None:
@@ -462,8 +464,6 @@ class QuicConnection(Connection):
             self._stream_data(run_id, run, fin=False)
         if self._tracer is not None:
             self._tracer.flush()
-        if self._ended:
-            self._forget_finished()
         if not self._confirmed and private.handshake_confirmed(engine):
             self._handshake_is_confirmed()
 
@@ -766,6 +766,8 @@ class QuicConnection(Connection):
                 timer.cancel()
         self._timer = self._keep_alive_timer = None
         self._dirty.clear()
+        for stream in self._streams.values():
+            stream.sending_over()
         self._moved.set()
         self._endpoint.forget(self)
         self.trace.emit(
