@@ -274,7 +274,11 @@ class Client(Holdable):
     def _on_connect(self, packet: Connect) -> None:
         self._connect_timer.cancel()
         self.version = packet.version
-        verdict = authenticate(self._server.config, packet)
+        try:
+            verdict = authenticate(self._server.config, packet)
+        except Exception:  # whatever the user's function raises, nobody gets in by it
+            log.exception("the broker's authenticate function failed")
+            verdict = ReasonCode.UNSPECIFIED_ERROR
         if isinstance(verdict, Awaitable):
             self.block(self._verdict_pending)
             self._server.spawn(self._await_verdict(packet, verdict))
@@ -284,7 +288,7 @@ class Client(Holdable):
     async def _await_verdict(self, packet: Connect, verdict: Awaitable[int]) -> None:
         try:
             code = await verdict
-        except Exception:  # whatever the user's function raises, nobody gets in by it
+        except Exception:  # as above
             log.exception("the broker's authenticate function failed")
             code = ReasonCode.UNSPECIFIED_ERROR
         if not self.is_ended:
@@ -346,7 +350,7 @@ class Client(Holdable):
         """End the connection, telling a 5.0 client why [MQTT-4.13.1-1]."""
         if self.is_ended:
             return
-        if self.version == 5 and self.state is ConnectionState.CONNECTED:
+        if self.version == 5 and self.session is not None:
             if code not in ALLOWED["DISCONNECT"]:  # a second CONNECT of another version is 0x84, say
                 code = ReasonCode.PROTOCOL_ERROR
             packet = Disconnect(code, {"reason_string": _as_text(reason)} if reason else {}).encode(5)
@@ -371,7 +375,8 @@ class Client(Holdable):
     def _close(self, reason: str) -> None:
         if self.is_ended:
             return
-        self.outbox.flush()
+        if self.stream is not None:
+            self.outbox.flush()
         self._end()
         self._server.spawn(self.connection.close(0, reason))
 

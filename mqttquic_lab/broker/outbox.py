@@ -189,8 +189,11 @@ class Outbox:
         return (self.is_full or self.queue_is_long) and not self.is_lagging
 
     def hold(self, publisher: Holdable) -> None:
-        """Keep a publisher from being read until there is room, or the grace is over."""
-        if publisher not in self._held:
+        """Keep a publisher from being read until there is room, or the grace is over.
+
+        Not the client itself: what makes room may be the acknowledgements that it sends.
+        """
+        if publisher is not self._owner and publisher not in self._held:
             self._held.add(publisher)
             publisher.block(self._full_reason)
 

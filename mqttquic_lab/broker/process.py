@@ -183,8 +183,6 @@ class BrokerProcess:
 
     async def wait_for(self, condition: Callable[[], object], timeout: float | None = 10.0) -> None:
         """Wait until `condition()` is true; see :meth:`BrokerServer.wait_for`."""
-        if self._closing or (self._process is not None and self._ended.done()):
-            raise DisconnectedError("the broker was closed")
         await self._waiting.wait_for(condition, timeout)
 
     # --- what the child says ------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ class Waiting:
     def __init__(self, owner: object) -> None:
         self._owner = owner
         self._conditions: dict[asyncio.Future[None], Callable[[], object]] = {}
+        self._closed: str | None = None
 
     def __bool__(self) -> bool:
         return bool(self._conditions)
@@ -31,6 +32,8 @@ class Waiting:
         """Return once `condition()` is true. See :meth:`mqttquic_lab.broker.server.BrokerServer.wait_for`."""
         if condition():
             return
+        if self._closed is not None:
+            raise DisconnectedError(self._closed)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._conditions[future] = condition
         try:
@@ -65,7 +68,8 @@ class Waiting:
         await self.wait_for(second_time, None)
 
     def close(self, reason: str = "the broker was closed") -> None:
-        """Fail whoever still waits."""
+        """Fail whoever waits, now or later."""
+        self._closed = reason
         for future in self._conditions:
             if not future.done():
                 future.set_exception(DisconnectedError(reason))

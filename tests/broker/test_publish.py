@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mqttquic_lab.mqtt import ConnAck, Disconnect, PubAck, PubComp, Publish, PubRec, PubRel, encode_publish
-from tests.broker.peer import Peer
 
 if TYPE_CHECKING:
     from mqttquic_lab.mqtt import Version
     from tests.broker.conftest import Bench, MakeBench
+    from tests.broker.peer import Peer
 
 VERSIONS: tuple[Version, ...] = (4, 5)
 
