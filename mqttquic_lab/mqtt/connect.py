@@ -214,8 +214,9 @@ def _read_will(reader: Reader, flags: int) -> Will:
     topic = reader.utf8("will_topic")
     problem = name_problem(topic)
     if problem is not None:
-        rule = rules.WILL_TOPIC_WILDCARD if topic else problem
-        raise reader.breaks(rule, "will_topic", start, repr(topic[:64]))
+        if not topic:
+            raise reader.breaks(problem, "will_topic", start)
+        raise reader.breaks(rules.WILL_TOPIC_WILDCARD, "will_topic", start + 2, repr(topic[:64]))
     payload = reader.binary("will_payload")
     return Will(topic, payload, flags >> 3 & 3, bool(flags & 0x20), properties)
 

@@ -96,10 +96,7 @@ class Disconnect(Packet):
         if reader.version != 4 and reader.left:
             reason_code = read_reason_code(reader, cls.NAME)
             if reader.left:
-                start = reader.pos
                 properties = read_properties(reader, cls.NAME)
-                if reader.receiver == "client" and "session_expiry_interval" in properties:
-                    raise reader.breaks(rules.SESSION_EXPIRY_FROM_SERVER, "session_expiry_interval", start)
         reader.finish()
         return cls(reason_code, properties, reader.raw, reader.version)
 

@@ -134,6 +134,12 @@ _RANGE_RULES: Final = {
     )
     for row in PROPERTIES
 }
+_NOT_FROM_THERE: Final[dict[tuple[str, str | None], dict[str, rules.Rule]]] = {
+    ("PUBLISH", "server"): {"subscription_identifier": rules.SUBSCRIPTION_ID_FROM_CLIENT},
+    ("DISCONNECT", "client"): {"session_expiry_interval": rules.SESSION_EXPIRY_FROM_SERVER},
+}
+"""(Packet, receiver) -> properties that the other end must not send."""
+
 _SIZES: Final = {"u16": 2, "u32": 4}
 
 
@@ -166,10 +172,16 @@ def read_properties(reader: Reader, place: str) -> Properties:
     reader.end = end = reader.pos + length
     spans, reader.spans = reader.spans, None  # a property is one field, so what is inside it is not noted
     found: dict[str, Any] = {}
+    not_from_there = _NOT_FROM_THERE.get((place, reader.receiver), {})
+    data_at = -1
     while reader.pos < end:
         start = reader.pos
         row = _row_at(reader, place)
         name = row.name
+        if name in not_from_there:
+            raise reader.breaks(not_from_there[name], name, start)
+        if name == "authentication_data":
+            data_at = start
         value = _value(reader, row)
         if place in row.repeats:
             found[name] = (*found.get(name, ()), value)
@@ -181,8 +193,8 @@ def read_properties(reader: Reader, place: str) -> Properties:
             spans.append(Field(name, start, reader.pos, SECRET if name == "authentication_data" else value))
     reader.end = outer_end
     reader.spans = spans
-    if "authentication_data" in found and "authentication_method" not in found:
-        raise reader.breaks(rules.AUTH_DATA_ALONE, "authentication_data", reader.pos - length)
+    if data_at >= 0 and "authentication_method" not in found:
+        raise reader.breaks(rules.AUTH_DATA_ALONE, "authentication_data", data_at)
     return MappingProxyType(found)
 
 

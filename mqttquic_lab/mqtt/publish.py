@@ -92,12 +92,9 @@ class Publish(Packet):
         packet_id = reader.packet_id() if qos else None
         properties: Properties = EMPTY
         if reader.version != 4:
-            start = reader.pos
             properties = read_properties(reader, "PUBLISH")
             if not topic and "topic_alias" not in properties:
                 raise reader.breaks(rules.TOPIC_MISSING, "topic", topic_start)
-            if reader.receiver == "server" and "subscription_identifier" in properties:
-                raise reader.breaks(rules.SUBSCRIPTION_ID_FROM_CLIENT, "subscription_identifier", start)
         payload = reader.rest("payload")
         return cls(
             topic, payload, qos, bool(first & 1), bool(first & 8), packet_id, properties, reader.raw, reader.version

@@ -128,7 +128,8 @@ def _read_filter(reader: Reader) -> str:
     topic_filter = reader.utf8("topic_filter")
     problem = filter_problem(topic_filter, shared=reader.version != 4)
     if problem is not None:
-        raise reader.breaks(problem, "topic_filter", start + 2, repr(topic_filter[:64]))
+        at = start + 2 if topic_filter else start
+        raise reader.breaks(problem, "topic_filter", at, repr(topic_filter[:64]))
     return topic_filter
 
 
