@@ -49,6 +49,12 @@ _VERSIONS: dict[str, ssl.TLSVersion] = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ss
 
 _VERSION_NAMES = {"TLSv1.2": "TLS 1.2", "TLSv1.3": "TLS 1.3"}
 
+_RECORD_TYPES = range(20, 25)
+"""First byte of a TLS record: change_cipher_spec, alert, handshake, application_data, heartbeat."""
+
+_CONNACK = 0x20
+"""First byte of MQTT's CONNACK, by which a broker might answer our ClientHello."""
+
 _NOT_YET_VALID = 9
 _EXPIRED = 10
 _OTHER_NAME = {62, 63, 64}
@@ -104,6 +110,7 @@ class TlsConnection(TcpConnection):
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name
         )
         self._handshaking = True
+        self._heard = False
         self._handshake_timeout = handshake_timeout
         self._handshake_timer: asyncio.TimerHandle | None = None
 
@@ -147,6 +154,12 @@ class TlsConnection(TcpConnection):
         """Decrypt and pass on what arrived."""
         if self._closing:
             return
+        if not self._heard:
+            self._heard = True
+            if data[0] not in _RECORD_TYPES and not self.server_side:
+                # OpenSSL would wait for a whole record header, and then not know what it is.
+                self.fail(self._no_tls(_guess(data)))
+                return
         self._incoming.write(data)
         if self._handshaking:
             self._advance()
@@ -372,16 +385,14 @@ class TlsConnection(TcpConnection):
             return HandshakeError(
                 f"{where} and we have no TLS version in common: if it speaks TLS 1.2 only, pass minimum_tls='1.2'"
             )
-        if (
-            reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE", "RECORD_LAYER_FAILURE"}
-            and not alert
-        ):
-            return HandshakeError(
-                f"{where} does not speak TLS on this port: plain MQTT is mqtt:// (OpenSSL: {_words(reason)})"
-            )
+        if reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST"} and not alert:
+            return self._no_tls(_words(reason))
         if alert:
             return HandshakeError(f"the TLS handshake with {where} failed: it sent the alert {alert}")
         return HandshakeError(f"the TLS handshake with {where} failed: {_words(reason)}")
+
+    def _no_tls(self, detail: str) -> HandshakeError:
+        return HandshakeError(f"{self._where} does not speak TLS on this port ({detail}): plain MQTT is mqtt://")
 
     def _explain_later(self, error: ssl.SSLError) -> LabError:
         """Return the error for a connection that TLS ended after the handshake."""
@@ -394,6 +405,16 @@ class TlsConnection(TcpConnection):
         result = DisconnectedError(text)
         result.__cause__ = error
         return result
+
+
+def _guess(data: bytes) -> str:
+    """Return what a peer seems to speak that does not speak TLS."""
+    for beginning, name in ((b"HTTP/", "it answers in HTTP"), (b"SSH-", "it is an SSH server")):
+        if data.startswith(beginning):
+            return name
+    if data[0] == _CONNACK:
+        return "it answers in plain MQTT"
+    return f"its first byte is 0x{data[0]:02x}"
 
 
 def _words(reason: str) -> str:

@@ -144,9 +144,11 @@ async def test_another_application_protocol(identities: Identities) -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak TLS"),
-        (b"\x20\x02\x00\x05", "does not speak TLS"),  # an MQTT CONNACK
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak TLS"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak TLS on this port (it answers in HTTP)"),
+        (b"\x20\x02\x00\x05", "(it answers in plain MQTT)"),  # CONNACK
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "(it is an SSH server)"),
+        (b"\xff", "(its first byte is 0xff)"),
+        (b"\x16\x01\x02\x03\x04", "TLS"),  # a record of no known version
         (bytes(600), "does not speak TLS"),
         (b"\x15\x03\x03\x00\x02\x02\x28", "alert handshake_failure"),
         (b"\x15\x03\x03\x00\x02\x02\x46", "no TLS version in common"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import sys
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ async def test_a_refusal_says_more_than_a_missing_route(free_port: int, monkeypa
 
     async def no_ipv6(family: socket.AddressFamily, *rest: Any) -> Any:
         if family == socket.AF_INET6:
-            raise OSError(101, "Network is unreachable")
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
         return await attempt(family, *rest)
 
     monkeypatch.setattr(dialling, "_attempt", no_ipv6)
@@ -108,7 +109,7 @@ async def test_a_refusal_says_more_than_a_missing_route(free_port: int, monkeypa
     with pytest.raises(UnreachableError, match="connection refused"):
         await open_connection(Address.of("tcp", "two.example", free_port), trust=Trust())
     names(monkeypatch, ("2001:db8::1", free_port))
-    with pytest.raises(UnreachableError, match="there is no way to two.example"):
+    with pytest.raises(UnreachableError, match=r"there is no way to two\.example"):
         await open_connection(Address.of("tcp", "two.example", free_port), trust=Trust())
 
 
@@ -266,14 +267,13 @@ async def test_a_port_that_is_free_on_one_address_only(identities: Identities, m
     def unlucky(family: Any, address: Any, **options: Any) -> Any:
         calls.append(address)
         if len(calls) == 2:
-            raise OSError(98, "Address already in use")
+            raise OSError(errno.EADDRINUSE, "Address already in use")
         return bind_one(family, address, **options)
 
     async def two_addresses(*_: object, **__: object) -> Any:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in ("127.0.0.1", "127.0.0.2")]
 
     monkeypatch.setattr(listening, "_bind_one", unlucky)
-    monkeypatch.setattr(listening.errno, "EADDRINUSE", 98)
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", two_addresses)
     if sys.platform == "darwin":
         pytest.skip("127.0.0.2 is not an address here")
@@ -338,7 +338,7 @@ async def test_timeouts_are_the_right_class(identities: Identities) -> None:
     assert issubclass(ConnectTimeoutError, TimeoutError)
     async with raw_server(stay_silent) as port:
         before = open_sockets()
-        with pytest.raises(ConnectTimeoutError, match="did not finish the TLS handshake within 0.1 s"):
+        with pytest.raises(ConnectTimeoutError, match=r"did not finish the TLS handshake within 0\.1 s"):
             await open_connection(Address.of("tls", "127.0.0.1", port), trust=identities.trust, timeout=0.1)
         await settle()
         assert open_sockets() <= before + 1
