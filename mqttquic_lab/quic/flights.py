@@ -51,7 +51,7 @@ TLS_MESSAGES = {
 """TLS HandshakeType -> the name in RFC 8446 section 4."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Open:
     """A flight that may still grow."""
 
@@ -63,7 +63,7 @@ class _Open:
     hello: bool = False
     """It holds the sender's handshake before its peer's Finished: ClientHello, Retry, ServerHello..Finished."""
     application: bool = False
-    """It holds stream data in 1-RTT packets."""
+    """It holds stream data, other than 0-RTT."""
 
 
 class FlightRecorder:
@@ -77,6 +77,7 @@ class FlightRecorder:
         self._expected: dict[Side, list[str]] = {"client": [], "server": []}
         self._frozen = False
         self._packets = 0
+        self._named: _Open | None = None
 
     def message(self, sender: Side, message_type: int, time: float) -> None:
         """Record a TLS message (HandshakeType) that `sender` sent."""
@@ -111,6 +112,8 @@ class FlightRecorder:
         elif "crypto" in kinds or "handshake_done" in kinds:
             before_finish = packet_type == "initial" or (packet_type == "handshake" and sender == "server")
             flight = (self._hello if before_finish else self._finish)(sender, time)
+            if packet_type == "initial" and sender == "client" and "ClientHello" not in flight.content:
+                flight.content.append("ClientHello")  # the same one again, after a Retry
         else:
             return
         if "handshake_done" in kinds and "HANDSHAKE_DONE" not in flight.content:
@@ -137,14 +140,17 @@ class FlightRecorder:
             return
         if sent_already:
             for flight in reversed(self._flights):
-                if flight.sender == sender:
+                if flight.sender == sender and flight.application:
                     flight.content.append(name)
+                    self._named = flight
                     return
         self._expected[sender].append(name)
 
     def freeze(self) -> None:
-        """Stop recording: the handshake's story is told."""
+        """Stop recording: the handshake's story is told, and ends with the flight named last by :meth:`content`."""
         self._frozen = True
+        if self._named is not None:
+            del self._flights[self._flights.index(self._named) + 1 :]
 
     @property
     def frozen(self) -> bool:
@@ -232,3 +238,4 @@ class FlightRecorder:
         if waiting:
             flight.content.extend(waiting)
             waiting.clear()
+            self._named = flight
