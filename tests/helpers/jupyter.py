@@ -18,17 +18,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+SETTINGS: dict[str, dict[str, object]] = {
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight stay in the document
+}
+
+
 @contextlib.contextmanager
 def jupyter_lab(root: Path, scratch: Path, timeout: float = 60) -> Iterator[str]:
     """Serve `root`; yields the base URL, ends the server and its kernels afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = scratch / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text(
-        json.dumps({"fetchNews": "false", "checkForUpdates": False})
-    )
+    for name, values in SETTINGS.items():
+        path = scratch / "settings" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values))
     environment = {
         **os.environ,
         "JUPYTER_CONFIG_DIR": str(scratch / "config"),
