@@ -185,13 +185,13 @@ def line_plot(series: Sequence[Series], *, unit: str, span: str, height: int = 1
     top, step = nice_scale(max(known, default=0.0))
     below, above = 16, 8
     tall = height - below - above
-    grid = []
+    grid, labels = [], []
     for i in range(round(top / step) + 1):
         y = above + tall * (1 - i * step / top)
         grid.append(f'<line x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
         words = f"{i * step:,.12g}" + (f" {unit}" if i == round(top / step) else "")
         if i:
-            grid.append(f'<text x="2" y="{y + 11:.1f}" class="t3 halo">{escape(words)}</text>')
+            labels.append(f'<text x="2" y="{y + 11:.1f}" class="t3 halo">{escape(words)}</text>')
     paths = "".join(
         f'<path d="{_paths(points, 1000, 100, top)}" class="line c{one.color}"'
         + (f' stroke-dasharray="{escape(one.dash)}"' if one.dash else "")
@@ -203,7 +203,7 @@ def line_plot(series: Sequence[Series], *, unit: str, span: str, height: int = 1
         f'<svg class="mql-plot" width="100%" height="{height}" role="img" '
         f'aria-label="{escape(f"{newest} {unit}, since {span}")}">{"".join(grid)}'
         f'<svg x="0" y="{above}" width="100%" height="{tall}" viewBox="0 0 1000 100" preserveAspectRatio="none" '
-        f'overflow="visible">{paths}</svg>'
+        f'overflow="visible">{paths}</svg>{"".join(labels)}'
         f'<text x="0" y="{height - 3}" class="t3">{escape(span)}</text>'
         f'<text x="100%" y="{height - 3}" class="t3" text-anchor="end">now</text></svg>'
     )
