@@ -185,6 +185,10 @@ class BrokerProcess:
         """Wait until `condition()` is true; see :meth:`BrokerServer.wait_for`."""
         await self._waiting.wait_for(condition, timeout)
 
+    async def next_change(self) -> None:
+        """Wait until the child tells something; see :meth:`BrokerServer.next_change`."""
+        await self._waiting.next_change()
+
     # --- what the child says ------------------------------------------------------------------------------------
 
     def _on_line(self, line: bytes) -> None:

@@ -81,7 +81,7 @@ class BrokerServer:
         self._state: Literal["new", "open", "closed"] = "new"
 
     def __repr__(self) -> str:
-        where = ", ".join(self._urls.values()) or self._state
+        where = ", ".join(self._urls.values()) if self._state == "open" and self._urls else self._state
         return f"<BrokerServer {where}, {sum(client.session is not None for client in self._clients)} clients>"
 
     async def __aenter__(self) -> Self:

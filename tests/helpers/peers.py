@@ -1,0 +1,92 @@
+"""Programs that nobody here wrote: finding them, running them, waiting for what they do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+PATIENCE = 15.0
+"""Seconds after which a program that does not do what a test waits for fails it."""
+
+
+def require(program: str) -> str:
+    """Return the path of a program; without it the test is skipped, or fails where MQTTQUIC_LAB_CI=1 forbids skips."""
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
+    if path is None:
+        message = f"{program} is not installed (Debian: mosquitto and mosquitto-clients)"
+        if os.environ.get("MQTTQUIC_LAB_CI") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+class Program:
+    """A running program."""
+
+    def __init__(self, process: asyncio.subprocess.Process, name: str) -> None:
+        self._process = process
+        self._name = name
+
+    async def line(self) -> str:
+        """Return the next line it prints."""
+        assert self._process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            line = await self._process.stdout.readline()
+        assert line, f"{self._name} ended with code {await self._process.wait()}: {await self._errors()}"
+        return line.decode().rstrip("\n")
+
+    async def write(self, text: str) -> None:
+        """Give it a line to read."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(text.encode() + b"\n")
+        await self._process.stdin.drain()
+
+    def kill(self) -> None:
+        """End it without giving it a chance to say goodbye."""
+        self._process.kill()
+
+    async def end(self) -> tuple[int, str]:
+        """Wait for its end; return exit code and what else it printed."""
+        async with asyncio.timeout(PATIENCE):
+            out, err = await self._process.communicate()
+        assert self._process.returncode is not None
+        return self._process.returncode, out.decode() + err.decode()
+
+    async def _errors(self) -> str:
+        assert self._process.stderr is not None
+        return (await self._process.stderr.read()).decode()
+
+
+@contextlib.asynccontextmanager
+async def running(program: str, *arguments: str) -> AsyncIterator[Program]:
+    """Run a program until the end of the block; it is killed there if it still runs."""
+    process = await asyncio.create_subprocess_exec(
+        require(program),
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield Program(process, program)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def run(program: str, *arguments: str, expect: int = 0) -> str:
+    """Run a program to its end, which must have the expected exit code; return what it printed."""
+    async with running(program, *arguments) as running_program:
+        code, output = await running_program.end()
+    assert code == expect, f"{program} {' '.join(arguments)} ended with {code}: {output}"
+    return output
