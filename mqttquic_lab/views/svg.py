@@ -49,7 +49,7 @@ def ladder(flights: Sequence[Flight], width: int = 520, *, unanswered: str = "")
         What to write at the end of a last client flight that got no answer; empty when that is as it should be.
     """
     wide = width >= 400
-    left, right = (66, width - 74) if wide else (6, width - 62)
+    left, right = (66, width - 74) if wide else (6, width - 68)
     room = int((right - left - 16) / _CHARACTER)
     parts: list[str] = []
     brackets: list[str] = []

@@ -301,10 +301,12 @@ def plant_log(count: int = 2000, **options: Any) -> MessageLog:
     """A minute of a small plant's telemetry."""
     log = MessageLog(**({"decode": "json", "session": "lab"} | options))
     for i in range(count):
-        time_ns = T0 + i * 60_000_000_000 // max(1, count)
+        share = i / max(1, count)
+        time_ns = T0 + int(60e9 * (share + 0.03 * math.sin(share * 31) / 3))  # busier and calmer seconds
         machine, what = 1 + i % 2, ("temp", "rpm")[i // 2 % 2]
         value = 21 + 2 * math.sin(i / 90) if what == "temp" else 1480 + 30 * math.cos(i / 50)
-        delay = 3_000_000 + int(2_500_000 * abs(math.sin(i * 7.1)) ** 6)
+        delay = 2_600_000 + int((1_500_000 + 2e6 * math.sin(share * 17) ** 2) * abs(math.sin(i * 7.1)) ** 6)
+        delay += 20_000_000 if i % 61 == 0 else 0
         log.append(
             time_ns,
             f"plant/{machine}/{what}",
