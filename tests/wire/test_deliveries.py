@@ -190,6 +190,7 @@ def test_when_subscribe_has_taken_every_identifier_messages_wait_for_one() -> No
     assert send(deliveries, "a") is None
     assert deliveries.take_sendable() == []
     ids.release(77)
+    assert send(deliveries, "b") is None  # not past the one that waits
     assert [(item.token, item.packet_id) for item in deliveries.take_sendable()] == [("a", 77)]
 
 
@@ -371,10 +372,21 @@ def test_nothing_is_sent_between_connections_whatever_is_still_acknowledged() ->
     send(deliveries, "a")
     send(deliveries, "b")
     deliveries.suspend()
-    assert deliveries.acknowledge(PubAck(1)).token == "a"  # was read before the loss showed
+    outcome = deliveries.acknowledge(PubAck(1))  # was read before the loss showed
+    assert outcome.token == "a"
+    assert not outcome.sendable
     assert send(deliveries, "c") is None
     assert deliveries.take_sendable() == []
     assert texts(deliveries.resume()) == ["b"]
+
+
+def test_without_a_connection_messages_wait_whatever_the_quota_was() -> None:
+    deliveries = Deliveries()
+    assert deliveries.quota > 0
+    deliveries.suspend()
+    assert deliveries.quota == 0
+    assert send(deliveries, "a") is None
+    assert [(item.token, item.dup) for item in deliveries.resume() if isinstance(item, Delivery)] == [("a", False)]
 
 
 def test_qos_2_state_of_the_receiver_survives() -> None:
