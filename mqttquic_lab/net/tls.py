@@ -172,9 +172,13 @@ class TlsConnection(TcpConnection):
         ended = False
         failure: ssl.SSLError | None = None
         try:
-            while chunk := self._tls.read(_READ_SIZE):
+            # An empty buffer would end in SSLWantReadError, which costs more than decrypting a small record.
+            while self._incoming.pending or self._tls.pending():
+                chunk = self._tls.read(_READ_SIZE)
+                if not chunk:
+                    ended = True  # close_notify, after ours
+                    break
                 chunks.append(chunk)
-            ended = True  # close_notify, after ours
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:

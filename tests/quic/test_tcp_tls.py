@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mqttquic_lab.errors import DisconnectedError, HandshakeError, UsageError
+from mqttquic_lab.errors import AlpnError, DisconnectedError, HandshakeError, UsageError
 from mqttquic_lab.net.address import Address
 from mqttquic_lab.net.certificates import Trust
 from mqttquic_lab.net.open import open_connection
@@ -353,6 +353,28 @@ async def test_our_client_against_openssl_s_server(identities: Identities, tmp_p
         client.mark("connack", "CONNACK", sender="server")
         assert report.round_trips == 4
         await client.close()
+    finally:
+        process.kill()
+        await process.communicate()
+
+
+@needs_openssl
+async def test_openssl_s_server_with_another_alpn(identities: Identities, tmp_path: Path, free_port: int) -> None:
+    certificate_file, key_file = identities.good.pem_files(tmp_path)
+    process = await asyncio.create_subprocess_exec(
+        *(str(OPENSSL), "s_server", "-accept", f"127.0.0.1:{free_port}", "-alpn", "h2"),
+        *("-cert", str(certificate_file), "-key", str(key_file)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(HANG):
+            while b"ACCEPT" not in await process.stdout.readline():
+                pass
+        with pytest.raises(AlpnError, match=r"none of the application protocols offered \('mqtt'\)"):
+            await open_connection(Address.of("tls", "127.0.0.1", free_port), trust=identities.trust)
     finally:
         process.kill()
         await process.communicate()
