@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -89,9 +88,11 @@ class AsyncSession:
         self.limits = ServerLimits()
         self.trace = connection.trace
         self.trace.detail = self.trace.detail or options.trace_detail
+        self.has_been_connected = False
+        """Whether the broker has ever accepted."""
         self._connection = connection
         self._stats = SessionStats()
-        self._errors: deque[ErrorRecord] = deque(maxlen=MAX_ERRORS)
+        self._errors: tuple[ErrorRecord, ...] = ()  # replaced, never changed: other threads look at it
         self._state: Literal["connecting", "connected", "closed"] = "connecting"
         self._connack: asyncio.Future[ConnAck] = asyncio.get_running_loop().create_future()
         self._ended = asyncio.Event()
@@ -260,6 +261,7 @@ class AsyncSession:
         self._receiver.name = self.client_id
         self._channel.start_keepalive(self.limits.keepalive)
         self._state = "connected"
+        self.has_been_connected = True
         self.handshake.state = "connected"
         if not self._connack.done():
             self._connack.set_result(packet)
@@ -280,9 +282,14 @@ class AsyncSession:
     @property
     def handshake(self) -> HandshakeReport:
         """Everything known about how the session came about; its RTT is that of the moment."""
-        if self._channel.ended:
-            return self._connection.report
-        return self._connection.refresh_report()
+        if not self._channel.ended:
+            return self._connection.refresh_report()
+        report = self._connection.report
+        if self.has_been_connected:
+            # The transport has its own words for the end; what ended the session says more.
+            report.state = "closed"
+            report.error = str(self._channel.reason) if self._channel.reason is not None else None
+        return report
 
     @property
     def transport(self) -> str:
@@ -651,7 +658,7 @@ class AsyncSession:
 
     def record_error(self, where: str, message: str) -> None:
         """Add to :attr:`errors`."""
-        self._errors.append(ErrorRecord.now(where, message))
+        self._errors = (*self._errors[-MAX_ERRORS + 1 :], ErrorRecord.now(where, message))
         self._stats.errors += 1
 
     def _record(self, where: str, error: LabError) -> None:
@@ -659,9 +666,6 @@ class AsyncSession:
 
     def _on_end(self, reason: LabError | None) -> None:
         self._state = "closed"
-        report = self._connection.report
-        report.state = "closed"
-        report.error = str(reason) if reason is not None else None
         if not self._connack.done():
             error = ConnectError(f"{self.url} did not accept the session: {reason or 'it was closed'}")
             if isinstance(reason, ProtocolError):

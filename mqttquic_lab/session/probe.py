@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,7 +9,7 @@ from mqttquic_lab.errors import CertificateError, ConnectError, LabError, Unknow
 from mqttquic_lab.records.handshake import HandshakeReport
 from mqttquic_lab.session.client import AsyncSession
 from mqttquic_lab.session.options import SessionOptions
-from mqttquic_lab.session.target import resolve_target
+from mqttquic_lab.session.target import Target, resolve_target
 
 
 async def probe(target: Any, timeout: float | str | None = 5.0, **options: Any) -> HandshakeReport:
@@ -45,7 +44,11 @@ async def probe(target: Any, timeout: float | str | None = 5.0, **options: Any) 
         if name not in known:
             raise UnknownOptionError("probe", name, known)
     settings = SessionOptions(timeout=timeout, **options)
-    where = resolve_target(target, settings)
+    return await look_at(resolve_target(target, settings), settings)
+
+
+async def look_at(where: Target, settings: SessionOptions) -> HandshakeReport:
+    """Do what :func:`probe` does, with arguments already checked."""
     report = HandshakeReport(url=where.address.url)
     try:
         await _look(where, settings, report)
@@ -70,9 +73,7 @@ async def probe(target: Any, timeout: float | str | None = 5.0, **options: Any) 
     return report
 
 
-async def _look(where: Any, settings: SessionOptions, report: HandshakeReport) -> None:
+async def _look(where: Target, settings: SessionOptions, report: HandshakeReport) -> None:
     session = await AsyncSession.open_with(where, settings, report=report)
-    # The handshake is confirmed, and session tickets come, half a round trip after it is complete.
-    await asyncio.sleep(0)
-    session.handshake.error = None
     await session.close(timeout=1.0)
+    session.handshake  # noqa: B018 - brings the report up to date

@@ -33,6 +33,15 @@ class PublishSummary:
     reason_codes: Counter[int] = field(default_factory=Counter)
     """How often each reason code was answered; empty at QoS 0."""
 
+    def add(self, other: PublishSummary) -> PublishSummary:
+        """Return both together, as one after the other."""
+        return PublishSummary(
+            self.count + other.count,
+            self.payload_bytes + other.payload_bytes,
+            self.seconds + other.seconds,
+            self.reason_codes + other.reason_codes,
+        )
+
     @property
     def refused(self) -> int:
         """Messages answered with a failure (reason code 0x80 or more)."""

@@ -42,11 +42,10 @@ def resolve_target(target: Any, options: SessionOptions) -> Target:
     UsageError
         It is neither, the URL cannot be parsed, or the trust options contradict each other.
     """
-    own_ca: Any = None
     if isinstance(target, str):
         url = target
     else:
-        own_ca, its_url = getattr(target, "ca_file", None), getattr(target, "url", None)
+        its_url = getattr(target, "url", None)
         if not isinstance(its_url, str) or not its_url:
             raise UsageError(
                 f"cannot connect to a {type(target).__name__}: pass a URL such as 'quic://localhost:14567', "
@@ -56,6 +55,8 @@ def resolve_target(target: Any, options: SessionOptions) -> Target:
     address = parse_url(url)
     password = address.password.encode() if address.password is not None else None
     is_tls = address.transport == "tls"
+    # A broker that listens on plain TCP only has no certificate to ask for.
+    own_ca = getattr(target, "ca_file", None) if address.transport != "tcp" else None
     trust = _trust(options, own_ca, carry_over=not is_tls)
     return Target(address, trust, options.ssl_context if is_tls else None, address.username, password)
 

@@ -1,0 +1,16 @@
+"""What a person types: sessions, feeds and brokers with blocking verbs, and the same verbs awaitable under ``.aio``.
+
+Mechanical on purpose: everything a handle does is done by the asynchronous object it wraps, on that object's loop. A
+parity test holds names and signatures of both together.
+"""
+
+from __future__ import annotations
+
+from mqttquic_lab.handles import aio
+from mqttquic_lab.handles.broker import Broker
+from mqttquic_lab.handles.entry import connect, from_env, probe, start_broker
+from mqttquic_lab.handles.feed import Feed
+from mqttquic_lab.handles.handshake import Handshake
+from mqttquic_lab.handles.session import Session
+
+__all__ = ["Broker", "Feed", "Handshake", "Session", "aio", "connect", "from_env", "probe", "start_broker"]

@@ -1,0 +1,549 @@
+"""The session as a person meets it."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from mqttquic_lab.callbacks import CallbackRunner
+from mqttquic_lab.errors import BlockingCallError
+from mqttquic_lab.handles.calling import Caller
+from mqttquic_lab.handles.feed import Feed
+from mqttquic_lab.handles.handshake import Handshake
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
+    from types import TracebackType
+
+    from mqttquic_lab.records.decode import Decode
+    from mqttquic_lab.records.log import MessageLog
+    from mqttquic_lab.records.message import Message
+    from mqttquic_lab.runtime import Runtime
+    from mqttquic_lab.session import (
+        AsyncFeed,
+        AsyncSession,
+        ErrorRecord,
+        PublishResult,
+        PublishSummary,
+        SessionStats,
+    )
+    from mqttquic_lab.trace import Trace
+
+CHUNK = 1000
+CHUNK_BYTES = 1024 * 1024
+"""Messages, and bytes of them, that ``publish_many`` takes on the caller's side before it hands them over."""
+
+
+class Session:
+    """One MQTT session. Made by :func:`mqttquic_lab.connect`.
+
+    Every verb blocks until it is done, with a timeout of its own, and has an awaitable twin under :attr:`aio`. A
+    context manager; a session that nobody keeps closes itself.
+    """
+
+    def __init__(self, core: AsyncSession, runtime: Runtime, target: object = None) -> None:
+        self._core = core
+        self._runtime = runtime
+        self._caller = Caller(runtime)
+        self._target = target  # a broker of ours lives as long as its sessions
+        self._feeds: weakref.WeakValueDictionary[AsyncFeed, Feed] = weakref.WeakValueDictionary()
+        self._callbacks: CallbackRunner | None = None
+        self._callback: Callable[[Message], object] | None = None
+        self._withdraw = runtime.on_exit(core.close)
+        self._finalizer = weakref.finalize(self, _forgotten, core, self._caller, self._withdraw)
+        self._finalizer.atexit = False  # the runtime's own end closes what is open then
+
+    # What it is
+
+    @property
+    def url(self) -> str:
+        """Where it is connected to, without user name and password."""
+        return self._core.url
+
+    @property
+    def client_id(self) -> str:
+        """The client identifier: one's own, or the one that the broker assigned."""
+        return self._core.client_id
+
+    @property
+    def version(self) -> str:
+        """``"5.0"`` or ``"3.1.1"``."""
+        return self._core.version
+
+    @property
+    def transport(self) -> str:
+        """What really carries the bytes: ``"quic"``, ``"tls"`` or ``"tcp"``."""
+        return self._core.transport
+
+    @property
+    def state(self) -> str:
+        """``"connecting"``, ``"connected"`` or ``"closed"``."""
+        return self._core.state
+
+    @property
+    def handshake(self) -> Handshake:
+        """How the session came about: a card in a notebook, text in a terminal; as of now."""
+        core = self._core
+        return Handshake(self._caller.look(lambda: core.handshake))
+
+    @property
+    def errors(self) -> list[ErrorRecord]:
+        """What went wrong where nobody was waiting for it, oldest first; the newest 100."""
+        return self._core.errors
+
+    @property
+    def stats(self) -> SessionStats:
+        """Counters, as of now."""
+        core = self._core
+        return self._caller.look(lambda: core.stats)
+
+    @property
+    def trace(self) -> Trace:
+        """Events of the connection; ``trace.detail = True`` records every packet."""
+        return self._core.trace
+
+    @property
+    def feeds(self) -> tuple[Feed, ...]:
+        """Feeds that were not unsubscribed, oldest first."""
+        return tuple(self._handle(feed) for feed in self._core.feeds)
+
+    @property
+    def unrouted(self) -> MessageLog:
+        """The newest messages that belonged to no feed; see :attr:`AsyncSession.unrouted`."""
+        return self._core.unrouted
+
+    @property
+    def on_message(self) -> Callable[[Message], object] | None:
+        """Function to call for every message received, on a thread of its own, one after the other; None for none.
+
+        It may block and may call blocking verbs. When 10,000 calls wait, further messages are not told to it (the feeds
+        have them) and counted in :attr:`callbacks_dropped`. What it raises goes to :attr:`errors` and the log. A
+        function that refers to this session keeps it from closing by itself.
+        """
+        return self._callback
+
+    @on_message.setter
+    def on_message(self, callback: Callable[[Message], object] | None) -> None:
+        core, runtime = self._core, self._runtime
+        if callback is None or not callable(callback):
+            core.on_message = callback
+            self._callback = callback
+            return
+        if self._callbacks is None:
+
+            def failed(error: BaseException) -> None:
+                runtime.post(core.record_error, "on_message", f"{type(error).__name__}: {error}")
+
+            self._callbacks = CallbackRunner(on_error=failed, name="on_message")
+        runner = self._callbacks
+        self._callback = callback
+
+        def pass_on(message: Message) -> None:
+            runner.submit(callback, message)
+
+        core.on_message = pass_on
+
+    @property
+    def callbacks_dropped(self) -> int:
+        """Messages that :attr:`on_message` was not told because too many calls waited."""
+        return self._callbacks.dropped if self._callbacks is not None else 0
+
+    @property
+    def aio(self) -> SessionAio:
+        """The same verbs, awaitable from any event loop."""
+        return SessionAio(self)
+
+    # Verbs
+
+    def publish(
+        self,
+        topic: str,
+        payload: Any = None,
+        qos: int = 0,
+        retain: bool = False,
+        properties: Mapping[str, Any] | None = None,
+        *,
+        timestamp: bool = False,
+        timeout: float | str | None = 10.0,
+    ) -> PublishResult:
+        """Publish one message; at QoS 1 and 2 wait for its acknowledgement.
+
+        Parameters
+        ----------
+        topic : str
+            Topic name.
+        payload : str, bytes, number, None, dict or list
+            Text becomes UTF-8, a number its decimal text, a dict or list JSON; None is empty.
+        qos : {0, 1, 2}
+            At most once, at least once, exactly once.
+        retain : bool
+            Have the broker keep it as the topic's retained message; an empty payload removes that.
+        properties : mapping, optional
+            PUBLISH properties by their snake-case name (MQTT 5.0 only).
+        timestamp : bool
+            Send the time along, from which the receiving feed works out ``latency`` (MQTT 5.0 only).
+        timeout : float, str or None
+            Seconds to wait for the acknowledgement, or at QoS 0 for the transport to take more.
+
+        Raises
+        ------
+        UsageError, PublishError, OperationTimeoutError, DisconnectedError
+            See :meth:`mqttquic_lab.session.AsyncSession.publish`.
+        """
+        return self._caller.call(
+            timeout, self._core.publish, topic, payload, qos, retain, properties, timestamp=timestamp, timeout=timeout
+        )
+
+    def publish_many(
+        self,
+        messages: Iterable[tuple[str, Any]] | AsyncIterable[tuple[str, Any]],
+        qos: int = 0,
+        retain: bool = False,
+        properties: Mapping[str, Any] | None = None,
+        *,
+        timestamp: bool = False,
+        timeout: float | str | None = 30.0,
+    ) -> PublishSummary:
+        """Publish many messages as fast as the broker takes them.
+
+        Parameters
+        ----------
+        messages : iterable or async iterable of (topic, payload)
+            An iterable runs on your thread, in steps of 1000 messages; an async one on the session's loop.
+        qos, retain, properties, timestamp
+            As for :meth:`publish`, for all of them.
+        timeout : float, str or None
+            Seconds for which the broker may take and acknowledge nothing at all.
+
+        Raises
+        ------
+        UsageError, PublishError, OperationTimeoutError, DisconnectedError
+            See :meth:`mqttquic_lab.session.AsyncSession.publish_many`.
+        """
+        verb = self._core.publish_many
+        options: dict[str, Any] = {"timestamp": timestamp, "timeout": timeout}
+        if hasattr(messages, "__aiter__"):
+            return self._caller.call(None, verb, messages, qos, retain, properties, **options)
+        summary: PublishSummary | None = None
+        for chunk in _chunks(messages):
+            part = self._caller.call(None, verb, chunk, qos, retain, properties, **options)
+            summary = part if summary is None else summary.add(part)
+        if summary is None:
+            return self._caller.call(None, verb, (), qos, retain, properties, **options)
+        return summary
+
+    def subscribe(
+        self,
+        topic_filter: str | tuple[str, int] | Iterable[str | tuple[str, int]],
+        qos: int = 0,
+        no_local: bool = False,
+        retain_as_published: bool = False,
+        retain_handling: int = 0,
+        *,
+        decode: Decode = "text",
+        expand: bool = False,
+        max_messages: int = 1_000_000,
+        max_bytes: int = 256 * 2**20,
+        timeout: float | str | None = 10.0,
+    ) -> Feed:
+        """Subscribe, and return the feed that collects what arrives.
+
+        Parameters
+        ----------
+        topic_filter : str, (str, int) or a list of these
+            One or several topic filters, each with its own maximum QoS or with `qos`; ``$share/group/filter``
+            literally.
+        qos : {0, 1, 2}
+            Largest QoS wanted.
+        no_local : bool
+            Leave out what this session publishes itself (MQTT 5.0 only).
+        retain_as_published : bool
+            Keep the RETAIN flag as it was published (MQTT 5.0 only).
+        retain_handling : {0, 1, 2}
+            Retained messages: send them, only if the subscription is new, or not at all (MQTT 5.0 only).
+        decode : {"text", "json", "raw"} or callable
+            How ``value`` comes from the payload; lazily, when somebody looks.
+        expand : bool
+            Give each member of a decoded JSON object a column of its own.
+        max_messages, max_bytes : int
+            Bounds of the feed; the oldest messages are dropped first, and counted.
+        timeout : float, str or None
+            Seconds to wait for the broker's answer.
+
+        Raises
+        ------
+        UsageError, SubscribeError, OperationTimeoutError, DisconnectedError
+            See :meth:`mqttquic_lab.session.AsyncSession.subscribe`.
+        """
+        feed = self._caller.call(
+            timeout,
+            self._core.subscribe,
+            topic_filter,
+            qos,
+            no_local,
+            retain_as_published,
+            retain_handling,
+            decode=decode,
+            expand=expand,
+            max_messages=max_messages,
+            max_bytes=max_bytes,
+            timeout=timeout,
+        )
+        return self._handle(feed)
+
+    def unsubscribe(self, what: Feed | str | Iterable[str], *, timeout: float | str | None = 10.0) -> None:
+        """End a feed, or a filter in all feeds that have it; what they received stays.
+
+        Parameters
+        ----------
+        what : Feed, str or a list of str
+            The feed (again is no error), or filters as they were subscribed.
+        timeout : float, str or None
+            Seconds to wait for the broker's answer. The feed has ended even if none comes.
+
+        Raises
+        ------
+        UsageError, SubscribeError, OperationTimeoutError
+            See :meth:`mqttquic_lab.session.AsyncSession.unsubscribe`.
+        """
+        self._caller.call(timeout, self._core.unsubscribe, _core_of(what), timeout=timeout)
+
+    def ping(self, *, timeout: float | str | None = 10.0) -> float:
+        """Send PINGREQ and return the seconds until the answer."""
+        return self._caller.call(timeout, self._core.ping, timeout=timeout)
+
+    def disconnect(self, reason_code: int = 0, *, timeout: float | str | None = 5.0) -> None:
+        """Say DISCONNECT and close the connection in order; again is no error.
+
+        Parameters
+        ----------
+        reason_code : int
+            0 is a normal end; 0x04 has the broker publish the will (MQTT 5.0 section 3.14.2.1).
+        timeout : float, str or None
+            Seconds for what was written to leave; then the connection is cut.
+        """
+        try:
+            self._caller.call(timeout, self._core.disconnect, reason_code, timeout=timeout)
+        except BlockingCallError:
+            if self._runtime.is_alive:
+                raise
+            # The runtime has ended, and closed everything with it.
+        self._is_closed()
+
+    def close(self, *, timeout: float | str | None = 5.0) -> None:
+        """Do :meth:`disconnect` with a normal end."""
+        self.disconnect(timeout=timeout)
+
+    def wait_closed(self, *, timeout: float | str | None = None) -> Exception | None:
+        """Wait until the session has ended for whatever reason, and return that (None: it was asked for).
+
+        Raises
+        ------
+        OperationTimeoutError
+            It goes on after `timeout` seconds.
+        """
+        return self._caller.call(timeout, self._core.wait_closed, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aio.close()
+
+    # Showing
+
+    def dashboard(self, **options: Any) -> Any:
+        """Open the dashboard of this session; needs a notebook. See :class:`mqttquic_lab.widgets.Dashboard`."""
+        from mqttquic_lab.widgets import Dashboard
+
+        return Dashboard(self, **options)
+
+    def __repr__(self) -> str:
+        from mqttquic_lab.views.html import visible
+
+        feeds = len(self._core.feeds)
+        return (
+            f"<Session {visible(self.client_id)!r} at {self.url}: {self.state}, MQTT {self.version} over "
+            f"{self.transport.upper()}, {feeds} feed{'s' * (feeds != 1)}>"
+        )
+
+    def _repr_html_(self) -> str:
+        from mqttquic_lab.handles.html import line
+
+        reason = self._core.close_reason
+        stats = self._core.stats
+        detail = (
+            f"MQTT {self.version} over {self.transport.upper()} at {self.url}; {stats.messages_received:,} messages "
+            f"received, {stats.messages_sent:,} sent, {len(self._core.feeds)} feeds, {stats.errors} errors"
+        )
+        return line("Session", self.client_id, self.state, f"{detail}; {reason}" if reason else detail)
+
+    # Inside
+
+    def _handle(self, feed: AsyncFeed) -> Feed:
+        """Return the handle of a feed; the same one as long as somebody keeps it."""
+        handle = self._feeds.get(feed)
+        if handle is None:
+            handle = self._feeds[feed] = Feed(feed, self, self._caller)
+        return handle
+
+    def _is_closed(self) -> None:
+        self._finalizer.detach()
+        self._withdraw()
+        if self._callbacks is not None:
+            self._callbacks.close()
+
+
+class SessionAio:
+    """The verbs of a :class:`Session`, awaitable from any event loop."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._core = session._core  # noqa: SLF001 - a twin of the same module
+        self._caller = session._caller  # noqa: SLF001
+
+    async def publish(
+        self,
+        topic: str,
+        payload: Any = None,
+        qos: int = 0,
+        retain: bool = False,
+        properties: Mapping[str, Any] | None = None,
+        *,
+        timestamp: bool = False,
+        timeout: float | str | None = 10.0,
+    ) -> PublishResult:
+        """See :meth:`Session.publish`."""
+        return await self._caller.hop(
+            self._core.publish, topic, payload, qos, retain, properties, timestamp=timestamp, timeout=timeout
+        )
+
+    async def publish_many(
+        self,
+        messages: Iterable[tuple[str, Any]] | AsyncIterable[tuple[str, Any]],
+        qos: int = 0,
+        retain: bool = False,
+        properties: Mapping[str, Any] | None = None,
+        *,
+        timestamp: bool = False,
+        timeout: float | str | None = 30.0,
+    ) -> PublishSummary:
+        """See :meth:`Session.publish_many`; either kind of iterable runs on the awaiting loop."""
+        verb = self._core.publish_many
+        summary: PublishSummary | None = None
+        async for chunk in _async_chunks(messages):
+            part = await self._caller.hop(verb, chunk, qos, retain, properties, timestamp=timestamp, timeout=timeout)
+            summary = part if summary is None else summary.add(part)
+        if summary is None:
+            return await self._caller.hop(verb, (), qos, retain, properties, timestamp=timestamp, timeout=timeout)
+        return summary
+
+    async def subscribe(
+        self,
+        topic_filter: str | tuple[str, int] | Iterable[str | tuple[str, int]],
+        qos: int = 0,
+        no_local: bool = False,
+        retain_as_published: bool = False,
+        retain_handling: int = 0,
+        *,
+        decode: Decode = "text",
+        expand: bool = False,
+        max_messages: int = 1_000_000,
+        max_bytes: int = 256 * 2**20,
+        timeout: float | str | None = 10.0,
+    ) -> Feed:
+        """See :meth:`Session.subscribe`."""
+        feed = await self._caller.hop(
+            self._core.subscribe,
+            topic_filter,
+            qos,
+            no_local,
+            retain_as_published,
+            retain_handling,
+            decode=decode,
+            expand=expand,
+            max_messages=max_messages,
+            max_bytes=max_bytes,
+            timeout=timeout,
+        )
+        return self._session._handle(feed)  # noqa: SLF001
+
+    async def unsubscribe(self, what: Feed | str | Iterable[str], *, timeout: float | str | None = 10.0) -> None:
+        """See :meth:`Session.unsubscribe`."""
+        await self._caller.hop(self._core.unsubscribe, _core_of(what), timeout=timeout)
+
+    async def ping(self, *, timeout: float | str | None = 10.0) -> float:
+        """See :meth:`Session.ping`."""
+        return await self._caller.hop(self._core.ping, timeout=timeout)
+
+    async def disconnect(self, reason_code: int = 0, *, timeout: float | str | None = 5.0) -> None:
+        """See :meth:`Session.disconnect`."""
+        await self._caller.hop(self._core.disconnect, reason_code, timeout=timeout)
+        self._session._is_closed()  # noqa: SLF001
+
+    async def close(self, *, timeout: float | str | None = 5.0) -> None:
+        """See :meth:`Session.close`."""
+        await self.disconnect(timeout=timeout)
+
+    async def wait_closed(self, *, timeout: float | str | None = None) -> Exception | None:
+        """See :meth:`Session.wait_closed`."""
+        return await self._caller.hop(self._core.wait_closed, timeout=timeout)
+
+
+def _forgotten(core: AsyncSession, caller: Caller, withdraw: Callable[[], None]) -> None:
+    """Close a session whose handle is gone, without waiting: this may run in a garbage collection on any thread."""
+    withdraw()
+    with suppress(BlockingCallError):
+        caller.spawn(core.close)
+
+
+def _core_of(what: Any) -> Any:
+    return what._core if isinstance(what, Feed) else what  # noqa: SLF001
+
+
+class _Chunk(list[tuple[str, Any]]):
+    """Messages that go to the session's loop together."""
+
+    size = 0
+
+    def take(self, message: tuple[str, Any]) -> bool:
+        """Add a message; returns whether that is enough."""
+        self.append(message)
+        payload = message[1]
+        self.size += len(payload) if isinstance(payload, (str, bytes, bytearray)) else 64
+        return len(self) >= CHUNK or self.size >= CHUNK_BYTES
+
+
+def _chunks(messages: Any) -> Iterator[_Chunk]:
+    chunk = _Chunk()
+    for message in messages:
+        if chunk.take(message):
+            yield chunk
+            chunk = _Chunk()
+    if chunk:
+        yield chunk
+
+
+async def _async_chunks(messages: Any) -> Any:
+    if not hasattr(messages, "__aiter__"):
+        for chunk in _chunks(messages):
+            yield chunk
+        return
+    chunk = _Chunk()
+    async for message in messages:
+        if chunk.take(message):
+            yield chunk
+            chunk = _Chunk()
+    if chunk:
+        yield chunk
