@@ -128,7 +128,9 @@ def _parameters(report: HandshakeReport) -> str:
         (h.clip(name, 60, css="mql-code"), h.clip(mine or "not sent", 120), h.clip(their or "not sent", 120))
         for name, mine, their in rows[:_ROWS_SHOWN]
     ]
-    return h.details("Transport parameters", summary, h.table(("parameter", "client", "broker"), cells))
+    return h.details(
+        "Transport parameters", summary, h.table(("parameter", "client", "broker"), cells, "mql-parameters")
+    )
 
 
 def _session(report: HandshakeReport) -> str:
@@ -173,10 +175,9 @@ def _mqtt(report: HandshakeReport) -> str:
 def _xray(name: str, fields: tuple[tuple[str, int, int, object], ...]) -> str:
     cells = []
     for field, start, end, value in fields[:_ROWS_SHOWN]:
-        span = f"{start}" if end - start <= 1 else f"{start}-{end - 1}"
         cells.append(
             (
-                span,
+                facts.field_span(start, end),
                 h.clip(str(field).replace("_", " "), 60),
                 h.clip(facts.field_value(value), _FIELD_CLIP, css="mql-code"),
             )

@@ -65,6 +65,7 @@ _PARAMETER_UNITS = {
 _COMMON_NAME = re.compile(r"(?:^|,)\s*CN=((?:\\.|[^,\\])*)", re.IGNORECASE)
 
 _MILESTONES = {
+    "tcp_connected": "TCP connected",
     "client_hello": "ClientHello sent",
     "server_hello": "ServerHello received",
     "handshake_complete": "handshake complete",
@@ -329,12 +330,19 @@ def parameters(report: HandshakeReport) -> list[tuple[str, str, str]]:
     return [(name, parameter(name, ours.get(name)), parameter(name, theirs.get(name))) for name in names]
 
 
+def field_span(start: int, end: int) -> str:
+    """Return the bytes a field takes, ``"2-7"``; nothing for an empty one."""
+    if end <= start:
+        return ""
+    return f"{start}-{end - 1}" if end - start > 1 else f"{start}"
+
+
 def field_value(value: Any) -> str:
     """Return the value of a packet's field as text; bytes in hexadecimal, the long ones cut."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         data = bytes(value)
         return data[:64].hex(" ") + (f" … ({len(data)} bytes)" if len(data) > 64 else "")
-    return str(value)
+    return str(value) if value is not None and value != "" else "(empty)"
 
 
 def ladder_flights(report: HandshakeReport) -> list[Flight]:

@@ -225,5 +225,5 @@ def _mqtt(report: HandshakeReport) -> Iterable[str]:
         if fields:
             yield f"{name}, {q.plural(max(end for _, _, end, _ in fields), 'byte')}"
         for field, start, end, value in fields[:_MOST]:
-            span = f"{start}" if end - start <= 1 else f"{start}-{end - 1}"
-            yield f"    {span:>9}  {shorten(field.replace('_', ' '), 60):30} {shorten(facts.field_value(value))}"
+            words = shorten(field.replace("_", " "), 60)
+            yield f"    {facts.field_span(start, end):>9}  {words:30} {shorten(facts.field_value(value))}"
