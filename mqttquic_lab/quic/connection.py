@@ -193,7 +193,7 @@ class QuicConnection(Connection):
         if not self.is_closed:
             report.local_address = self.local_address
             report.peer_address = self.peer_address
-        report.rtt = private.rtt(self.engine) or report.rtt
+        report.rtt = self.engine.rtt.info or report.rtt
         if self._tracer is not None:
             self._tracer.flush()
             report.flights = self._recorder.flights(self.started)

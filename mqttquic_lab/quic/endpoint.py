@@ -301,7 +301,7 @@ class Endpoint:
             self._failed(error)
             return count
         self.counters.datagrams_sent += count
-        self.counters.bytes_sent += len(data) * count
+        self.counters.bytes_sent += len(data) * (count - 1) + len(queue[first + count - 1][0])
         return count
 
     def _run_length(self, queue: Datagrams, first: int) -> int:

@@ -11,6 +11,7 @@ through its private attributes. They all stand here, each behind a small functio
   stops reading stops the peer (RFC 9000 section 4.1);
 - after a Retry it sends the same ClientHello again (RFC 9000 section 17.2.5.3) and does not lose what had been sent
   in 0-RTT packets;
+- it measures round-trip times below a millisecond;
 - it offers key shares for X25519, P-256 and P-384 only: X448 costs more than the three together and no broker asks;
 - a server may offer resumption without accepting 0-RTT data.
 """
@@ -37,7 +38,7 @@ from aioquic.quic.packet import (
 )
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 
-from mqttquic_lab.records.handshake import RttInfo
+from mqttquic_lab.quic.rtt import RttEstimator
 from mqttquic_lab.trace import CLOCK
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from aioquic.quic.events import ConnectionTerminated
     from aioquic.quic.logger import QuicLoggerTrace
     from aioquic.quic.packet import QuicHeader, QuicTransportParameters
+    from aioquic.quic.rangeset import RangeSet
     from aioquic.quic.recovery import QuicPacketSpace
     from aioquic.quic.stream import QuicStream
     from cryptography import x509
@@ -115,6 +117,8 @@ class Engine(QuicConnection):
         Stream id -> bytes that arrived but which its paused reader has not taken.
     consumed : int
         Bytes of all streams that readers have taken or that never will be (after a reset).
+    rtt : RttEstimator
+        Round-trip times, unrounded.
     """
 
     def __init__(
@@ -133,7 +137,25 @@ class Engine(QuicConnection):
         self.stream_window = configuration.max_stream_data
         self.connection_window = configuration.max_data
         self.early_data_offered = False
+        self.rtt = RttEstimator()
         super().__init__(configuration=configuration, **options)
+        self._measure_rtt()
+
+    def _measure_rtt(self) -> None:
+        """Feed our own estimator: aioquic's rounds up to a millisecond."""
+        estimator, loss = self.rtt, self._loss
+        handle_ack, take_sample = loss.on_ack_received, loss._cc.on_rtt_measurement
+
+        def on_ack_received(*, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace) -> None:
+            estimator.ack_delay = min(ack_delay, loss.max_ack_delay)
+            handle_ack(ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space)
+
+        def on_rtt_measurement(*, now: float, rtt: float) -> None:
+            estimator.sample(rtt)
+            take_sample(now=now, rtt=rtt)
+
+        loss.on_ack_received = on_ack_received  # type: ignore[method-assign]
+        loss._cc.on_rtt_measurement = on_rtt_measurement  # type: ignore[method-assign]
 
     # --- TLS
 
@@ -358,16 +380,6 @@ def server_identified(engine: Engine) -> bool:
 
 
 # --- moving facts
-
-
-def rtt(engine: Engine) -> RttInfo | None:
-    """Return the round-trip time estimates (RFC 9002 section 5), None before the first sample."""
-    loss = engine._loss
-    if not loss._rtt_initialized:
-        return None
-    return RttInfo(
-        latest=loss._rtt_latest, minimum=loss._rtt_min, smoothed=loss._rtt_smoothed, variance=loss._rtt_variance
-    )
 
 
 def congestion_window(engine: Engine) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import random
 import socket
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 Address = Any
 
@@ -70,7 +70,7 @@ class LossyRelay:
         self._upstreams: dict[Address, socket.socket] = {}
         self._timers: set[asyncio.TimerHandle] = set()
 
-    async def __aenter__(self) -> LossyRelay:
+    async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._family = socket.AF_INET6 if ":" in self._server[0] else socket.AF_INET
         self._front = self._socket()

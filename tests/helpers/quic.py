@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mqttquic_lab.net.address import Address
 from mqttquic_lab.quic.client import open_quic
-from mqttquic_lab.quic.connection import QuicConnection
 from mqttquic_lab.quic.server import QuicListener, listen_quic
-from mqttquic_lab.quic.stream import QuicStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from mqttquic_lab.net.stream import ByteStream, Connection
+    from mqttquic_lab.quic.connection import QuicConnection
+    from mqttquic_lab.quic.stream import QuicStream
     from tests.helpers.certs import Identities
 
 HANG = 20.0
@@ -99,7 +99,9 @@ def echo(stream: QuicStream) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(identities: Identities, host: str = "127.0.0.1", *, port: int = 0, **options: Any) -> AsyncIterator[Server]:
+async def serving(
+    identities: Identities, host: str = "127.0.0.1", *, port: int = 0, **options: Any
+) -> AsyncIterator[Server]:
     """Run a listener for the duration of a test; closes it afterwards."""
     server = Server()
     identity = options.pop("identity", identities.good)
@@ -111,7 +113,9 @@ async def serving(identities: Identities, host: str = "127.0.0.1", *, port: int 
 
 
 @contextlib.asynccontextmanager
-async def connected(server: Server, identities: Identities, **options: Any) -> AsyncIterator[tuple[QuicConnection, QuicConnection]]:
+async def connected(
+    server: Server, identities: Identities, **options: Any
+) -> AsyncIterator[tuple[QuicConnection, QuicConnection]]:
     """Connect to a server; yields our end and the server's, closes ours afterwards."""
     options.setdefault("trust", identities.trust)
     address = options.pop("address", server.address)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,8 +27,6 @@ from tests.helpers.lossy import LossyRelay
 from tests.helpers.quic import Inbox, connected, echo, serving, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.helpers.certs import Identities
 
@@ -137,10 +135,12 @@ async def test_a_bad_certificate_is_refused_with_the_chain(
 
 
 async def test_expired_intermediate_is_not_called_untrusted(identities: Identities) -> None:
-    async with serving(identities, identity=identities.with_intermediate) as server:
-        async with connected(server, identities) as (client, _):
-            assert len(client.report.certificates) == 2
-            assert len(client.report.verified_chain) == 3
+    async with (
+        serving(identities, identity=identities.with_intermediate) as server,
+        connected(server, identities) as (client, _),
+    ):
+        assert len(client.report.certificates) == 2
+        assert len(client.report.verified_chain) == 3
 
 
 async def test_ca_file_that_cannot_be_read_sends_nothing(identities: Identities, tmp_path: Path) -> None:
@@ -209,9 +209,7 @@ async def test_silent_peer(identities: Identities) -> None:
 
 async def test_peer_that_falls_silent_in_the_handshake(identities: Identities) -> None:
     async with serving(identities) as server, LossyRelay(server.listener.addresses[0]) as relay:
-        task = asyncio.ensure_future(
-            open_quic(Address.of("quic", *relay.address), trust=identities.trust, timeout=1.0)
-        )
+        task = asyncio.ensure_future(open_quic(Address.of("quic", *relay.address), trust=identities.trust, timeout=1.0))
         await settle(lambda: bool(relay.to_client))
         relay.blackhole = True
         # Either the ServerHello flight got through whole, and the handshake completed on our side, or it did not.
@@ -267,6 +265,9 @@ async def test_unusable_arguments(identities: Identities, options: dict[str, obj
 # --- nothing is left behind
 
 
+DESCRIPTORS = Path("/proc/self/fd")
+
+
 class Leftovers:
     """Open file descriptors, live timers of the loop and connections, before and after."""
 
@@ -280,7 +281,7 @@ class Leftovers:
         scheduled = [handle for handle in loop._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
         timers = sum(isinstance(getattr(h._callback, "__self__", None), QuicConnection) for h in scheduled)
         open_ones = sum(isinstance(o, QuicConnection) and not o.is_closed for o in gc.get_objects())
-        return len(os.listdir("/proc/self/fd")), timers, open_ones
+        return len(list(DESCRIPTORS.iterdir())), timers, open_ones
 
     def check(self) -> None:
         assert self.count() == self.before
@@ -289,49 +290,50 @@ class Leftovers:
 
 
 @pytest.fixture
-def needs_proc() -> Iterator[None]:
-    if not os.path.isdir("/proc/self/fd"):
+def needs_proc() -> None:
+    if not DESCRIPTORS.is_dir():
         pytest.skip("counts file descriptors in /proc")
-    yield
 
 
 @pytest.mark.usefixtures("needs_proc")
-@pytest.mark.parametrize("steps", range(0, 12))
+@pytest.mark.parametrize("steps", range(12))
 async def test_cancelling_at_any_point_leaks_nothing(identities: Identities, steps: int) -> None:
-    async with serving(identities) as server:
-        # The relay's delay makes the handshake last for a number of loop iterations.
-        async with LossyRelay(server.listener.addresses[0], delay=0.003) as relay:
-            address = Address.of("quic", *relay.address)
-            warm = await open_quic(address, trust=identities.trust)
-            await warm.close()
-            await settle(lambda: server.listener.accepted == 1 and not server.listener.connections)
-            relay_fds = len(relay._upstreams)
-            leftovers = Leftovers()
-            task = asyncio.ensure_future(open_quic(address, trust=identities.trust))
-            for _ in range(steps):
-                await asyncio.sleep(0.001)
-            task.cancel()
-            await asyncio.wait((task,))
-            if not task.cancelled():
-                task.result().abort()  # it was faster
-            await settle(lambda: server.listener.handshakes == 0 and not server.listener.connections)
-            fds, timers, open_ones = leftovers.before
-            leftovers.before = fds + len(relay._upstreams) - relay_fds, timers, open_ones
-            leftovers.check()
+    # The relay's delay makes the handshake last for a number of loop iterations.
+    async with (
+        serving(identities) as server,
+        LossyRelay(server.listener.addresses[0], delay=0.003) as relay,
+    ):
+        address = Address.of("quic", *relay.address)
+        warm = await open_quic(address, trust=identities.trust)
+        await warm.close()
+        await settle(lambda: server.listener.accepted == 1 and not server.listener.connections)
+        relay_fds = len(relay._upstreams)
+        leftovers = Leftovers()
+        task = asyncio.ensure_future(open_quic(address, trust=identities.trust))
+        for _ in range(steps):
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait((task,))
+        if not task.cancelled():
+            task.result().abort()  # it was faster
+        await settle(lambda: server.listener.handshakes == 0 and not server.listener.connections)
+        fds, timers, open_ones = leftovers.before
+        leftovers.before = fds + len(relay._upstreams) - relay_fds, timers, open_ones
+        leftovers.check()
 
 
 @pytest.mark.usefixtures("needs_proc")
 async def test_failures_leak_nothing(identities: Identities, free_port: int) -> None:
     async with serving(identities, alpn=("h3",)) as server:
         leftovers = Leftovers()
-        for address, options in (
-            (server.address, {}),
-            (Address.of("quic", "127.0.0.1", free_port), {}),
-            (Address.of("quic", "localhost", free_port), {}),
-            (Address.of("quic", "no-such-host.invalid", 1), {}),
+        for address in (
+            server.address,
+            Address.of("quic", "127.0.0.1", free_port),
+            Address.of("quic", "localhost", free_port),
+            Address.of("quic", "no-such-host.invalid", 1),
         ):
             with pytest.raises(ConnectionError):
-                await open_quic(address, trust=identities.trust, **options)
+                await open_quic(address, trust=identities.trust)
         await settle(lambda: server.listener.handshakes == 0)
         # The resolver's thread pool may keep descriptors of its own; sockets are what counts.
         leftovers.check()

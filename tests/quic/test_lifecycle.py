@@ -164,59 +164,66 @@ async def test_the_shorter_idle_timeout_counts_for_keep_alive(identities: Identi
 
 
 async def test_slow_handshakes_are_given_up(identities: Identities) -> None:
-    async with serving(identities, handshake_timeout=0.2) as server:
-        async with LossyRelay(server.listener.addresses[0]) as relay:
-            opening = asyncio.ensure_future(
-                open_quic(Address.of("quic", *relay.address), trust=identities.trust, timeout=1)
-            )
-            await settle(lambda: bool(relay.to_server))
-            relay.blackhole = True  # the client's second flight never arrives
-            await settle(lambda: server.listener.failed == 1)
-            assert server.listener.handshakes == 0
-            opening.cancel()
-            await asyncio.wait((opening,))
-            if not opening.cancelled() and opening.exception() is None:
-                opening.result().abort()
+    async with (
+        serving(identities, handshake_timeout=0.2) as server,
+        LossyRelay(server.listener.addresses[0]) as relay,
+    ):
+        opening = asyncio.ensure_future(
+            open_quic(Address.of("quic", *relay.address), trust=identities.trust, timeout=1)
+        )
+        await settle(lambda: bool(relay.to_server))
+        relay.blackhole = True  # the client's second flight never arrives
+        await settle(lambda: server.listener.failed == 1)
+        assert server.listener.handshakes == 0
+        opening.cancel()
+        await asyncio.wait((opening,))
+        if not opening.cancelled() and opening.exception() is None:
+            opening.result().abort()
 
 
 # --- PING
 
 
 async def test_ping(identities: Identities) -> None:
-    async with serving(identities) as server:
-        async with LossyRelay(server.listener.addresses[0], delay=0.02) as relay:
-            address = Address.of("quic", *relay.address)
-            async with connected(server, identities, address=address) as (client, accepted):
-                assert await client.ping() >= 0.039
-                assert await accepted.ping() >= 0.039
-                both = await asyncio.gather(client.ping(), client.ping())
-                assert min(both) >= 0.039
+    async with serving(identities) as server, LossyRelay(server.listener.addresses[0], delay=0.02) as relay:
+        address = Address.of("quic", *relay.address)
+        async with connected(server, identities, address=address) as (client, accepted):
+            assert await client.ping() >= 0.039
+            assert await accepted.ping() >= 0.039
+            both = await asyncio.gather(client.ping(), client.ping())
+            assert min(both) >= 0.039
 
 
 async def test_ping_times_out_by_itself(identities: Identities) -> None:
-    async with serving(identities) as server, LossyRelay(server.listener.addresses[0]) as relay:
-        async with connected(server, identities, address=Address.of("quic", *relay.address)) as (client, _):
-            relay.blackhole = True
-            with pytest.raises(OperationTimeoutError, match="no answer to a QUIC PING within 0.1 s"):
-                await client.ping(0.1)
-            assert not client.is_closed
-            relay.blackhole = False
-            await client.ping()
+    async with (
+        serving(identities) as server,
+        LossyRelay(server.listener.addresses[0]) as relay,
+        connected(server, identities, address=Address.of("quic", *relay.address)) as (client, _),
+    ):
+        relay.blackhole = True
+        with pytest.raises(OperationTimeoutError, match=r"no answer to a QUIC PING within 0\.1 s"):
+            await client.ping(0.1)
+        assert not client.is_closed
+        relay.blackhole = False
+        await client.ping()
 
 
 async def test_ping_ends_with_the_connection(identities: Identities) -> None:
-    async with serving(identities) as server, LossyRelay(server.listener.addresses[0]) as relay:
-        async with connected(server, identities, address=Address.of("quic", *relay.address)) as (client, _):
-            relay.blackhole = True
-            ping = asyncio.ensure_future(client.ping())
-            await asyncio.sleep(0)
-            client.abort("bored")
-            with pytest.raises(DisconnectedError, match="bored"):
-                await ping
-            with pytest.raises(DisconnectedError, match="bored"):
-                await client.ping()
-            with pytest.raises(DisconnectedError, match="bored"):
-                client.open_stream()
+    async with (
+        serving(identities) as server,
+        LossyRelay(server.listener.addresses[0]) as relay,
+        connected(server, identities, address=Address.of("quic", *relay.address)) as (client, _),
+    ):
+        relay.blackhole = True
+        ping = asyncio.ensure_future(client.ping())
+        await asyncio.sleep(0)
+        client.abort("bored")
+        with pytest.raises(DisconnectedError, match="bored"):
+            await ping
+        with pytest.raises(DisconnectedError, match="bored"):
+            await client.ping()
+        with pytest.raises(DisconnectedError, match="bored"):
+            client.open_stream()
 
 
 # --- the socket

@@ -84,7 +84,10 @@ async def test_on_every_interface(identities: Identities) -> None:
         for host in ("127.0.0.1", "::1"):
             address = Address.of("quic", host, server.listener.port)
             async with connected(server, identities, address=address) as (client, accepted):
-                assert client.peer_address[0] == accepted.local_address[0] or accepted.local_address[0] in ("::", "0.0.0.0")
+                assert client.peer_address[0] == accepted.local_address[0] or accepted.local_address[0] in (
+                    "::",
+                    "0.0.0.0",
+                )
 
 
 # --- limits
@@ -134,22 +137,24 @@ async def test_handshakes_that_pile_up_cost_a_retry_and_then_are_refused(identit
 async def test_retry(identities: Identities) -> None:
     async with serving(identities, retry=True) as server:
         server.on_stream = echo
-        async with LossyRelay(server.listener.addresses[0]) as relay:
-            async with connected(server, identities, address=Address.of("quic", *relay.address)) as (client, accepted):
-                inbox = Inbox(client.control)
-                client.control.write(b"after a retry")
-                assert await inbox.read(13) == b"after a retry"
-                assert server.listener.retries == 1
-                assert client.report.retry
-                assert accepted.report.retry
-                content = [flight.content for flight in client.refresh_report().flights]
-                assert content[:3] == [("ClientHello",), ("Retry",), ("ClientHello",)]
-                assert content[3][0] == "ServerHello"
-                # RFC 9000 section 17.2.5.3: the ClientHello after the Retry is the one before it.
-                hellos = {m.raw for m in client.engine.transcript if m.type == 1}
-                assert len(hellos) == 1
-                assert [m.raw for m in accepted.engine.transcript if m.type == 1] == list(hellos)
-                await settle(lambda: client.bytes_in_flight == 0)
+        async with (
+            LossyRelay(server.listener.addresses[0]) as relay,
+            connected(server, identities, address=Address.of("quic", *relay.address)) as (client, accepted),
+        ):
+            inbox = Inbox(client.control)
+            client.control.write(b"after a retry")
+            assert await inbox.read(13) == b"after a retry"
+            assert server.listener.retries == 1
+            assert client.report.retry
+            assert accepted.report.retry
+            content = [flight.content for flight in client.refresh_report().flights]
+            assert content[:3] == [("ClientHello",), ("Retry",), ("ClientHello",)]
+            assert content[3][0] == "ServerHello"
+            # RFC 9000 section 17.2.5.3: the ClientHello after the Retry is the one before it.
+            hellos = {m.raw for m in client.engine.transcript if m.type == 1}
+            assert len(hellos) == 1
+            assert [m.raw for m in accepted.engine.transcript if m.type == 1] == list(hellos)
+            await settle(lambda: client.bytes_in_flight == 0)
 
 
 async def test_a_forged_retry_token_is_dropped(identities: Identities) -> None:
@@ -258,10 +263,12 @@ async def test_tickets_are_single_use_and_bounded(identities: Identities) -> Non
                 await settle(lambda client=client: len(client.report.tickets) == 1)  # type: ignore[misc]
         assert len(server.listener._tickets) == 2
         assert repr(store) == "<TicketStore of 0>"
-    async with serving(identities, max_tickets=0) as server:
-        async with connected(server, identities, tickets=store) as (client, _accepted):
-            await client.ping()
-            assert client.report.tickets == ()
+    async with (
+        serving(identities, max_tickets=0) as server,
+        connected(server, identities, tickets=store) as (client, _accepted),
+    ):
+        await client.ping()
+        assert client.report.tickets == ()
 
 
 async def test_early_data_accepted(identities: Identities) -> None:
@@ -369,4 +376,3 @@ async def test_a_trace_for_the_listener(identities: Identities) -> None:
         assert accepted.refresh_report().flights[0].content == ("ClientHello",)
     names = {event.name for event in trace}
     assert {"packet_sent", "packet_received", "connection_closed"} <= names
-

@@ -159,7 +159,7 @@ async def test_reset_reaches_the_peer_in_both_directions(identities: Identities)
         theirs.stream.write(b"more")
         await theirs.stream.drain()
         assert theirs.stream.pending == 0
-        await settle(lambda: not client.streams and not accepted.streams or len(accepted.streams) <= 1)
+        await settle(lambda: (not client.streams and not accepted.streams) or len(accepted.streams) <= 1)
         assert ours.reset_code is None  # we know
         assert not client.is_closed
         assert not accepted.is_closed
