@@ -358,8 +358,8 @@ class ThreadRuntime(Runtime):
             name = _name_of(coro)
             coro.close()
             raise BlockingCallError(
-                f"{name}() blocks, and this is the thread that would have to serve it: use "
-                f"`await ....aio.{name}(...)` here, or call it from another thread"
+                f"{name}() blocks, and would wait for itself on the thread that serves it: use its twin under .aio "
+                f"(await session.aio.{name}(...)), or call it from another thread"
             )
         return self._run_across(coro, timeout)
 
@@ -576,7 +576,7 @@ def _make_reentrant(loop: asyncio.AbstractEventLoop) -> None:
             ) from error
         return
     raise UsageError(
-        f"the notebook runtime needs {names[0]} on Python {sys.version_info.major}.{sys.version_info.minor}: "
+        f"the notebook runtime needs {names[0]} on Python {sys.version_info[0]}.{sys.version_info[1]}: "
         f'pip install {names[0].replace("_asyncio", "-asyncio")}, or leave the default runtime="thread"'
     )
 
