@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
     from mqttquic_lab.records.columns import Columns, Topics
 
-PREFIX = "value."
-"""What names of expanded columns begin with."""
-
 _BEFORE_VALUE = ("time", "topic", "payload")
 _AFTER_VALUE = ("qos", "retain", "dup", "packet_id", "stream_id", "early_data", "size", "latency", "session")
 _UTC = pd.DatetimeTZDtype("ns", "UTC")

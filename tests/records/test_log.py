@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from mqttquic_lab.errors import UsageError
-from mqttquic_lab.records.log import EXPANDED_LIMIT, STAGED_ROWS, MessageLog
+from mqttquic_lab.records.expand import EXPANDED_LIMIT
+from mqttquic_lab.records.log import STAGED_ROWS, MessageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable

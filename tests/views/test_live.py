@@ -30,7 +30,7 @@ def test_snapshot_of_a_log() -> None:
     assert {one.name: one.messages for one in snapshot.topics} == log.topic_counts()
     assert sum(snapshot.rate) * snapshot.span / len(snapshot.rate) == 6000
     assert set(snapshot.latency) == {"p50", "p95", "p99"}
-    assert 0.003 <= snapshot.latency["p50"][-1] <= snapshot.latency["p99"][-1] < 0.006
+    assert 0.002 < snapshot.latency["p50"][-1] < snapshot.latency["p99"][-1] < 0.03
     assert snapshot.errors == ((T0 / 1e9, "on_message", "ZeroDivisionError: division by zero"),)
 
 
