@@ -17,13 +17,14 @@ from aioquic.quic import events
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.tls import HandshakeType
 
-from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError, UsageError
-from mqttquic_lab.net.stream import Connection, TransportName, _ignore
+from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError
+from mqttquic_lab.net.stream import Connection, TransportName
 from mqttquic_lab.quic import private
 from mqttquic_lab.quic import report as facts
 from mqttquic_lab.quic.endpoint import plain_address
 from mqttquic_lab.quic.reasons import CloseInfo, disconnected, short_reason
-from mqttquic_lab.quic.stream import QuicStream
+from mqttquic_lab.quic.table import StreamTable
+from mqttquic_lab.quic.timers import DeadlineTimer, KeepAlive, WriteGatherer
 from mqttquic_lab.trace import CLOCK
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.quic.flights import FlightRecorder, Side
     from mqttquic_lab.quic.private import Engine, TlsMessage
     from mqttquic_lab.quic.profiles import Profile
+    from mqttquic_lab.quic.stream import QuicStream
     from mqttquic_lab.quic.tracing import QuicTracer
     from mqttquic_lab.records.handshake import HandshakeReport
     from mqttquic_lab.trace import Trace
@@ -42,13 +44,6 @@ logger = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT = 1.0
 """Seconds that :meth:`QuicConnection.close` waits for acknowledgements."""
-
-BUSY_WITHIN = 5e-4
-"""Seconds after a transmission within which writes are gathered for longer than one tick."""
-GATHER_TICKS = 32
-"""Ticks for which writes that keep coming are gathered at most."""
-GATHER_BYTES = 16 * 1024
-"""Bytes gathered before they are sent without waiting for the next tick."""
 
 MAX_TICKETS = 8
 """Session tickets whose facts are kept in the report."""
@@ -114,30 +109,20 @@ class QuicConnection(Connection):
         self._handshake_complete = False
         self._confirmed = False
 
-        self._streams: dict[int, QuicStream] = {}
-        self._unannounced: list[QuicStream] = []
-        self._dirty: dict[QuicStream, None] = {}
-        self._tick_due = False
-        self._ticks = 0
-        self._gathered = 0
-        self._fresh = False
-        self._last_sent = 0.0
         self._last_heard = self._loop.time()
-
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._keep_alive_timer: asyncio.TimerHandle | None = None
         self._pings: dict[int, asyncio.Future[None]] = {}
         self._next_ping = 1
         self.datagrams_received = 0
-
         self.last_words: Datagrams = []
-        self._ended: list[QuicStream] = []
 
+        self._gatherer = WriteGatherer(self._loop, self.transmit)
+        self.written = self._gatherer.written
+        self._timer = DeadlineTimer(self._loop, engine.get_timer, self._deadline_passed)
+        self._keep_alive_timer: KeepAlive | None = None
+        self._table = StreamTable(self, engine)
         engine.on_message = self._tls_message
         super().__init__()
-        self.control = QuicStream(self, 0, opened=role == "client")
-        self._streams[0] = self.control
+        self.control = self._table.control
 
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else "established" if self._handshake_complete else "connecting"
@@ -175,17 +160,6 @@ class QuicConnection(Connection):
     def bytes_in_flight(self) -> int:
         """Bytes sent and neither acknowledged nor lost."""
         return private.bytes_in_flight(self.engine)
-
-    @property
-    def on_stream(self) -> Callable[[ByteStream], None]:
-        """Called with each stream that the peer opened; those opened before it was assigned are not lost."""
-        return self._on_stream
-
-    @on_stream.setter
-    def on_stream(self, handler: Callable[[ByteStream], None]) -> None:
-        self._on_stream = handler
-        if handler is not _ignore and getattr(self, "_unannounced", None):
-            self.soon(self._announce)
 
     def refresh_report(self) -> HandshakeReport:
         """Bring :attr:`report` up to date and return it."""
@@ -230,6 +204,15 @@ class QuicConnection(Connection):
 
     # --- streams
 
+    @property
+    def on_stream(self) -> Callable[[ByteStream], None]:
+        """Called with each stream that the peer opened; those opened before it was assigned are not lost."""
+        return self._table.on_stream
+
+    @on_stream.setter
+    def on_stream(self, handler: Callable[[ByteStream], None]) -> None:
+        self._table.on_stream = handler
+
     def open_stream(self, *, unidirectional: bool = False) -> QuicStream:
         """Open a stream; the client's first bidirectional one is :attr:`control`.
 
@@ -242,15 +225,7 @@ class QuicConnection(Connection):
         """
         if self.is_closed:
             raise self.closed.result() or DisconnectedError("the connection is closed")
-        engine = self.engine
-        if self.role == "client" and not unidirectional and engine.get_next_available_stream_id() == 0:
-            engine.send_stream_data(0, b"")
-        if self._handshake_complete and self.stream_credit(unidirectional=unidirectional) <= 0:
-            raise UsageError("the peer lets us open no more streams now: close some first, or share one")
-        stream_id = engine.get_next_available_stream_id(is_unidirectional=unidirectional)
-        engine.send_stream_data(stream_id, b"")  # reserves the id, sends nothing
-        stream = self._streams[stream_id] = QuicStream(self, stream_id, opened=True)
-        return stream
+        return self._table.open(unidirectional=unidirectional, limited=self._handshake_complete)
 
     def stream_credit(self, *, unidirectional: bool = False) -> int:
         """How many more streams the peer lets us open now (RFC 9000 section 4.6)."""
@@ -259,72 +234,7 @@ class QuicConnection(Connection):
     @property
     def streams(self) -> tuple[QuicStream, ...]:
         """The streams that are open."""
-        return tuple(stream for stream in self._streams.values() if stream.opened)
-
-    def unacknowledged(self, stream_id: int) -> int:
-        """Bytes of a stream that the engine has and the peer has not acknowledged."""
-        return 0 if self.closed.done() else private.unacknowledged(self.engine, stream_id)
-
-    def mark_dirty(self, stream: QuicStream) -> None:
-        """Note that a stream has something to send."""
-        self._dirty[stream] = None
-
-    def written(self, size: int) -> None:
-        """Note that `size` bytes were written: they leave in the next tick, or a little later while more keep coming.
-
-        One packet per message costs far more than the message. The next tick is the right moment; a timer is not,
-        because the loop rounds it to a millisecond.
-        """
-        self._gathered += size
-        self._fresh = True
-        if not self._tick_due and not self.closed.done():
-            self._tick_due = True
-            self._ticks = 0
-            self._loop.call_soon(self._tick)
-
-    def _tick(self) -> None:
-        if not self._tick_due or self.closed.done():
-            return
-        if (
-            self._fresh
-            and self._gathered < GATHER_BYTES
-            and self._ticks < GATHER_TICKS
-            and self._loop.time() - self._last_sent < BUSY_WITHIN
-        ):
-            self._fresh = False
-            self._ticks += 1
-            self._loop.call_soon(self._tick)
-        else:
-            self.transmit()
-
-    def reset_stream(self, stream: QuicStream, error_code: int) -> None:
-        """Abort a stream in both directions."""
-        if self.is_closed:
-            return
-        engine = self.engine
-        self._dirty.pop(stream, None)
-        self._note_finished(stream)
-        if stream.opened and private.stream_exists(engine, stream.id):
-            unidirectional = bool(stream.id & 2)
-            if not unidirectional or not stream.readable:
-                engine.reset_stream(stream.id, error_code)
-            if stream.readable:
-                engine.stop_stream(stream.id, error_code)
-        self.written(0)
-
-    def took(self, stream: QuicStream, size: int) -> None:
-        """Note that the application took `size` bytes: flow control may grant as many more."""
-        engine = self.engine
-        engine.consumed += size
-        if engine.held:
-            self.holding(stream)
-
-    def holding(self, stream: QuicStream) -> None:
-        """Note how many bytes wait in a stream."""
-        if stream.held:
-            self.engine.held[stream.id] = stream.held
-        else:
-            self.engine.held.pop(stream.id, None)
+        return self._table.open_ones
 
     def soon(self, callback: Callable[[], None]) -> None:
         """Run `callback` in the next loop tick."""
@@ -385,8 +295,7 @@ class QuicConnection(Connection):
 
     def transmit(self) -> None:
         """Give the engine what was written and the socket what the engine makes of it."""
-        self._tick_due = False
-        self._gathered = 0
+        self._gatherer.transmitting()
         if self.closed.done():
             return
         if self._endpoint.blocked:
@@ -396,14 +305,13 @@ class QuicConnection(Connection):
             self._switch_tap()
         now = self._loop.time()
         try:
-            if self._dirty:
-                self._flush_streams()
+            self._table.flush()
             datagrams = self.engine.datagrams_to_send(now)
         except Exception as error:  # noqa: BLE001 - see receive()
             self._crashed(error, "the QUIC engine could not build a packet")
             return
         if datagrams:
-            self._last_sent = now
+            self._gatherer.sent(now)
             self._endpoint.send(datagrams)
             if self.closed.done():
                 return
@@ -411,31 +319,8 @@ class QuicConnection(Connection):
                 self._deliver_events()  # new connection ids must be routed before the peer can use them
             if self._profile_due:
                 self._apply_profile()
-        if self._ended:
-            self._forget_finished()
-        self._arm_timer()
-
-    def _flush_streams(self) -> None:
-        engine = self.engine
-        waiting: dict[QuicStream, None] = {}
-        for stream in self._dirty:
-            if not stream.opened:
-                waiting[stream] = None  # the peer opens it
-                continue
-            unsent = stream.take_unsent()
-            if unsent is None:
-                continue
-            data, fin = unsent
-            if stream.id == 0 and self.role == "client" and not private.stream_exists(engine, 0):
-                if engine.get_next_available_stream_id() > 0:
-                    continue  # finished and forgotten
-            elif not private.can_send(engine, stream.id):
-                stream.sending_over()
-                continue
-            engine.send_stream_data(stream.id, data, fin)
-            if fin:
-                self._note_finished(stream)
-        self._dirty = waiting
+        self._table.forget_finished()
+        self._timer.arm()
 
     def _deliver_events(self) -> None:
         """Hand the engine's events to whom they concern; runs of data for one stream as one piece."""
@@ -468,10 +353,12 @@ class QuicConnection(Connection):
             self._handshake_is_confirmed()
 
     def _stream_data(self, stream_id: int, chunks: list[bytes], *, fin: bool) -> None:
-        stream = self._stream_of(stream_id)
+        if not self._handshake_complete:
+            self._tell_established()  # 0-RTT data comes before the handshake completes
+        stream = self._table.of(stream_id)
         stream.received(chunks[0] if len(chunks) == 1 else b"".join(chunks), fin=fin)
         if fin:
-            self._note_finished(stream)
+            self._table.note_finished(stream)
 
     def _handle_event(self, event: events.QuicEvent) -> None:
         if isinstance(event, events.ConnectionIdIssued):
@@ -481,54 +368,15 @@ class QuicConnection(Connection):
             if self._on_connection_id is not None:
                 self._on_connection_id(self, event.connection_id, False)
         elif isinstance(event, events.StreamReset):
-            stream = self._stream_of(event.stream_id)
-            self.engine.consumed += private.undelivered(self.engine, event.stream_id)
-            stream.was_reset(event.error_code)
-            self._note_finished(stream)
+            self._table.was_reset(event.stream_id, event.error_code)
         elif isinstance(event, events.StopSendingReceived):
-            stream = self._stream_of(event.stream_id)
-            stream.was_stopped(event.error_code)
-            self._note_finished(stream)
+            self._table.was_stopped(event.stream_id, event.error_code)
         elif isinstance(event, events.PingAcknowledged):
             waiter = self._pings.pop(event.uid, None)
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
         elif isinstance(event, events.HandshakeCompleted):
             self._handshake_is_complete(event)
-
-    def _stream_of(self, stream_id: int) -> QuicStream:
-        stream = self._streams.get(stream_id)
-        return stream if stream is not None and stream.opened else self._peer_opened(stream_id)
-
-    def _peer_opened(self, stream_id: int) -> QuicStream:
-        if not self._handshake_complete:
-            self._tell_established()  # 0-RTT data comes before the handshake completes
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            stream = self._streams[stream_id] = QuicStream(self, stream_id, opened=True)
-        stream.opened = True
-        if self._on_stream is _ignore:
-            self._unannounced.append(stream)
-        else:
-            self.call(self._on_stream, stream)
-        return stream
-
-    def _announce(self) -> None:
-        while self._unannounced and self._on_stream is not _ignore:
-            self.call(self._on_stream, self._unannounced.pop(0))
-
-    def _note_finished(self, stream: QuicStream) -> None:
-        """Remember to forget a stream: when the engine does, no more events of it can come."""
-        if stream.finished and stream is not self.control and stream not in self._ended:
-            self._ended.append(stream)
-
-    def _forget_finished(self) -> None:
-        engine = self.engine
-        for stream in self._ended:
-            if not private.stream_exists(engine, stream.id):
-                self._streams.pop(stream.id, None)
-                engine.held.pop(stream.id, None)
-        self._ended = [stream for stream in self._ended if stream.id in self._streams]
 
     # --- handshake
 
@@ -589,29 +437,10 @@ class QuicConnection(Connection):
 
     # --- time
 
-    def _arm_timer(self) -> None:
-        at = self.engine.get_timer()
-        if at is None:
-            return
-        # A timer that fires too early looks again; only one that would fire too late is replaced.
-        if self._timer is None or at < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = at
-            self._timer = self._loop.call_at(at, self._timer_fired)
-
-    def _timer_fired(self) -> None:
-        self._timer = None
-        at = self.engine.get_timer()
-        if at is None or self.closed.done():
-            return
-        now = self._loop.time()
-        if at - now > 1e-4:
-            self._timer_at = at
-            self._timer = self._loop.call_at(at, self._timer_fired)
-            return
+    def _deadline_passed(self, now: float) -> None:
+        """Let the engine handle a timeout: loss, delayed acknowledgement, pacing, or the end of an idle connection."""
         try:
-            self.engine.handle_timer(now=max(now, at))
+            self.engine.handle_timer(now=now)
         except Exception as error:  # noqa: BLE001 - see receive()
             self._crashed(error, "the QUIC engine could not handle its timer")
             return
@@ -619,21 +448,12 @@ class QuicConnection(Connection):
 
     def _start_keep_alive(self) -> None:
         interval = private.idle_timeout(self.engine) / 3
-        if self._keep_alive and interval > 0 and self._keep_alive_timer is None:
-            self._keep_alive_timer = self._loop.call_later(interval, self._keep_alive_due, interval)
+        if self._keep_alive and interval > 0:
+            self._keep_alive_timer = KeepAlive(self._loop, interval, lambda: self._last_heard, self._send_keep_alive)
 
-    def _keep_alive_due(self, interval: float) -> None:
-        """Send a PING if nothing was heard for a third of the idle timeout (RFC 9000 section 10.1.2)."""
-        if self.closed.done():
-            return
-        due = self._last_heard + interval
-        now = self._loop.time()
-        if due - now <= 0.001:
-            self.engine.send_ping(0)
-            self.transmit()
-            due = now + interval
-        if not self.closed.done():
-            self._keep_alive_timer = self._loop.call_at(due, self._keep_alive_due, interval)
+    def _send_keep_alive(self) -> None:
+        self.engine.send_ping(0)
+        self.transmit()
 
     async def ping(self, timeout: float = 5.0) -> float:
         """Send a PING frame and wait for its acknowledgement.
@@ -692,7 +512,7 @@ class QuicConnection(Connection):
             if self._handshake_complete:
                 self.transmit()
                 async with asyncio.timeout(FLUSH_TIMEOUT):
-                    while not self.is_closed and self._pending():
+                    while not self.is_closed and self._table.pending:
                         await self.progress()
         except TimeoutError:
             pass  # the peer does not acknowledge: closing must not wait for it
@@ -703,10 +523,6 @@ class QuicConnection(Connection):
         """Close at once without flushing. Safe to repeat."""
         why = f"aborted: {reason}" if reason else "aborted by this side"
         self._close_now(error_code, reason, DisconnectedError(why))
-
-    def _pending(self) -> int:
-        unsent = sum(stream.pending for stream in self._dirty if stream.opened)
-        return unsent + private.unacknowledged_total(self.engine)
 
     def _close_now(self, error_code: int, reason: str, result: LabError | None) -> None:
         if self.is_closed:
@@ -761,13 +577,10 @@ class QuicConnection(Connection):
         self.report.error = str(result) if result is not None else None
         self.close_info = info
         self.closed.set_result(result)
-        for timer in (self._timer, self._keep_alive_timer):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._keep_alive_timer = None
-        self._dirty.clear()
-        for stream in self._streams.values():
-            stream.sending_over()
+        self._timer.cancel()
+        if self._keep_alive_timer is not None:
+            self._keep_alive_timer.cancel()
+        self._table.connection_over()
         self._moved.set()
         self._endpoint.forget(self)
         self.trace.emit(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mqttquic_lab.quic.connection import QuicConnection
+    from mqttquic_lab.quic.table import StreamTable
 
 HIGH_WATER = 1024 * 1024
 """Bytes written and not acknowledged above which :meth:`QuicStream.drain` waits."""
@@ -32,6 +33,8 @@ class QuicStream(ByteStream):
     ----------
     connection : QuicConnection
         The connection it belongs to.
+    table : StreamTable
+        That connection's streams.
     stream_id : int
         RFC 9000 section 2.1: bit 0 tells who opened it, bit 1 whether it is unidirectional.
     opened : bool
@@ -41,7 +44,7 @@ class QuicStream(ByteStream):
     id: int
     connection: QuicConnection
 
-    def __init__(self, connection: QuicConnection, stream_id: int, *, opened: bool) -> None:
+    def __init__(self, connection: QuicConnection, table: StreamTable, stream_id: int, *, opened: bool) -> None:
         self._held: deque[bytes] = deque()
         self._held_size = 0
         self._paused = False
@@ -57,11 +60,12 @@ class QuicStream(ByteStream):
         self._discarding = False
         self.id = stream_id
         self.connection = connection
+        self._table = table
         self.opened = opened
         ours = (stream_id & 1) == (0 if connection.role == "client" else 1)
         unidirectional = bool(stream_id & 2)
         self.readable = not (unidirectional and ours)
-        self._writable = not (unidirectional and not ours)
+        self.sends = self._writable = not (unidirectional and not ours)
         super().__init__()
 
     def __repr__(self) -> str:
@@ -108,15 +112,20 @@ class QuicStream(ByteStream):
             return
         chunks = self._chunks
         if not chunks:
-            self.connection.mark_dirty(self)
+            self._table.mark_dirty(self)
         chunks.append(data)
         self._queued += len(data)
         self.connection.written(len(data))
 
     @property
+    def unsent(self) -> int:
+        """Bytes written and not yet given to the engine."""
+        return self._queued
+
+    @property
     def pending(self) -> int:
         """Bytes written and not yet acknowledged by the peer."""
-        return self._queued + self.connection.unacknowledged(self.id)
+        return self._queued + self._table.unacknowledged(self.id)
 
     async def drain(self) -> None:
         """Wait until :attr:`pending` is at most :data:`HIGH_WATER`; raises the close reason if the end came first."""
@@ -131,7 +140,7 @@ class QuicStream(ByteStream):
         if self._writable:
             self._writable = False
             self._fin = True
-            self.connection.mark_dirty(self)
+            self._table.mark_dirty(self)
             self.connection.written(0)
 
     def reset(self, error_code: int = 0) -> None:
@@ -143,7 +152,7 @@ class QuicStream(ByteStream):
         self._discarding = True
         self._drop_unsent()
         self._take_held()
-        self.connection.reset_stream(self, error_code)
+        self._table.reset(self, error_code)
 
     def _drop_unsent(self) -> None:
         self._writable = False
@@ -192,16 +201,16 @@ class QuicStream(ByteStream):
     def received(self, data: bytes, *, fin: bool) -> None:
         """Take what the engine delivers."""
         if self._discarding:
-            self.connection.took(self, len(data))
+            self._table.took(self, len(data))
             return
         self._peer_ended = self._peer_ended or fin
         if data:
             if self._paused or not self._claimed or self._held:
                 self._held.append(data)
                 self._held_size += len(data)
-                self.connection.holding(self)
+                self._table.holding(self)
             else:
-                self.connection.took(self, len(data))
+                self._table.took(self, len(data))
                 self.connection.call(self._on_data, data)
         if fin:
             self._tell_end()
@@ -232,7 +241,7 @@ class QuicStream(ByteStream):
         size, self._held_size = self._held_size, 0
         self._held.clear()
         if size:
-            self.connection.took(self, size)
+            self._table.took(self, size)
 
     def _schedule_delivery(self) -> None:
         waiting = self._held or (self._peer_ended and not self._end_told)
@@ -247,7 +256,7 @@ class QuicStream(ByteStream):
         while held and self._claimed and not self._paused:
             data = held.popleft()
             self._held_size -= len(data)
-            self.connection.took(self, len(data))
+            self._table.took(self, len(data))
             self.connection.call(self._on_data, data)
         self._tell_end()
         if self._reset_code is not None:
