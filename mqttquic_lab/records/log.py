@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from mqttquic_lab.records.decode import Decode
     from mqttquic_lab.records.frames import Master
 
+__all__ = ["ROW_BYTES", "STAGED_ROWS", "TOPIC_LIMIT", "VALUE_FACTOR", "ColumnBatch", "MessageLog"]
+
 ROW_BYTES = 96
 """What one message is charged beyond its topic, payload and properties."""
 
