@@ -49,6 +49,11 @@ class Program:
         self._process.stdin.write(text.encode() + b"\n")
         await self._process.stdin.drain()
 
+    def end_input(self) -> None:
+        """Let it see the end of what it reads."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
     def kill(self) -> None:
         """End it without giving it a chance to say goodbye."""
         self._process.kill()
