@@ -122,14 +122,29 @@ def value_bytes(value: Any) -> int:
 def sent_ns(properties: Any) -> int | None:
     """Return the sender's clock from the user property ``sent_ns``, or None.
 
-    The value comes from the network: only decimal digits of a plausible length count.
+    The value comes from the network: only decimal digits, of a number that 63 bits hold, count.
     """
-    for pair in properties.get("user_property", ()):
-        if pair[0] == "sent_ns":
-            text = pair[1]
-            if text.isascii() and text.isdigit() and len(text) <= 19:
-                return int(text)
-            return None
+    for name, text in properties.get("user_property", ()):
+        if name == "sent_ns":
+            return _digits(text)
+    return None
+
+
+def only_stamp(properties: Any) -> int | None:
+    """Return the sender's clock if these properties are nothing but that, spelt as ``str(int)`` spells it."""
+    if len(properties) != 1:
+        return None
+    pairs = properties.get("user_property")
+    if pairs is None or len(pairs) != 1 or pairs[0][0] != "sent_ns":
+        return None
+    text = pairs[0][1]
+    return _digits(text) if text == "0" or text[:1] != "0" else None
+
+
+def _digits(text: str) -> int | None:
+    if len(text) <= 19 and text.isascii() and text.isdigit():
+        number = int(text)
+        return number if number < 2**63 else None
     return None
 
 

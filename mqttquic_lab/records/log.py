@@ -22,6 +22,7 @@ from mqttquic_lab.records.decode import (
     check_decode,
     decode_all,
     decode_one,
+    only_stamp,
     sent_ns,
     value_bytes,
 )
@@ -422,22 +423,35 @@ class MessageLog:
         """
         columns = self._columns
         latency = columns.arrays["latency"]
+        stamped: list[int] = []
+        stamps: list[int] = []
+        others: list[int] = []
+        for i, block in enumerate(properties):
+            if block:
+                stamp = only_stamp(block)
+                if stamp is None:
+                    others.append(i)
+                else:
+                    stamped.append(i)
+                    stamps.append(stamp)
+        if stamped:
+            rows = np.array(stamped) + row
+            sent, arrived = np.array(stamps, np.int64), columns.arrays["time"][rows]
+            latency[rows] = (arrived - sent) / 1e9
+            inexact = arrived - np.rint(latency[rows] * 1e9).astype(np.int64) != sent
+            others += [stamped[i] for i in np.flatnonzero(inexact).tolist()]
+        if others and "properties" not in columns:
+            columns.add("properties", object, None)
+            columns.add("properties_size", np.uint32, 0)
         charge = 0
-        for i, (time_ns, block) in enumerate(zip(times, properties, strict=True), row):
-            if not block:
-                continue
-            sent = sent_ns(block)
-            if sent is not None:
-                latency[i] = (time_ns - sent) / 1e9
-                pairs = block["user_property"]
-                if len(block) == 1 and len(pairs) == 1 and _sent(time_ns, latency[i]) == pairs[0][1]:
-                    continue
-            if "properties" not in columns:
-                columns.add("properties", object, None)
-                columns.add("properties_size", np.uint32, 0)
+        for i in others:
+            block = properties[i]
+            stamp = sent_ns(block)
+            if stamp is not None:
+                latency[row + i] = (times[i] - stamp) / 1e9
             size = min(value_bytes(dict(block)), 2**32 - 1)
-            columns.arrays["properties"][i] = block
-            columns.arrays["properties_size"][i] = size
+            columns.arrays["properties"][row + i] = block
+            columns.arrays["properties_size"][row + i] = size
             charge += size
         return charge
 
