@@ -53,12 +53,13 @@ async def _serve(config: BrokerConfig, out: Any) -> None:
     async def tell_state() -> None:
         while True:
             started = loop.time()
+            seen = server.changes
             clients = [dataclasses.asdict(client) for client in server.clients()]
             stats = server.stats().to_dict()
-            change = asyncio.ensure_future(server.next_change())
             await tell({"event": "state", "clients": clients, "stats": stats})
             await asyncio.sleep(max(TELL_INTERVAL, TELL_SHARE * (loop.time() - started)))
-            await change
+            if server.changes == seen:
+                await server.next_change()
 
     threading.Thread(target=watch_stdin, name="parent-watch", daemon=True).start()
     server = BrokerServer(config)

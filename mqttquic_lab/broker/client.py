@@ -109,6 +109,7 @@ class Client(Holdable):
         self._failure: ProtocolError | None = None
         self._reasons: set[object] = set()
         self._verdict_pending = object()
+        self._verdict_task: asyncio.Task[None] | None = None
         self._waiting: deque[Packet] = deque()
         self._keepalive = ServerKeepAlive(0)
         self._keepalive_timer: TimerHandle | None = None
@@ -272,7 +273,6 @@ class Client(Holdable):
     # --- CONNECT and DISCONNECT ---------------------------------------------------------------------------------
 
     def _on_connect(self, packet: Connect) -> None:
-        self._connect_timer.cancel()
         self.version = packet.version
         try:
             verdict = authenticate(self._server.config, packet)
@@ -281,7 +281,7 @@ class Client(Holdable):
             verdict = ReasonCode.UNSPECIFIED_ERROR
         if isinstance(verdict, Awaitable):
             self.block(self._verdict_pending)
-            self._server.spawn(self._await_verdict(packet, verdict))
+            self._verdict_task = self._server.spawn(self._await_verdict(packet, verdict))
         else:
             self._admit(packet, verdict)
 
@@ -291,12 +291,13 @@ class Client(Holdable):
         except Exception:  # as above
             log.exception("the broker's authenticate function failed")
             code = ReasonCode.UNSPECIFIED_ERROR
-        if not self.is_ended:
-            self._admit(packet, code)
-            self.unblock(self._verdict_pending)
-            self._server.changed()
+        self._verdict_task = None
+        self._admit(packet, code)
+        self.unblock(self._verdict_pending)
+        self._server.changed()
 
     def _admit(self, packet: Connect, code: int) -> None:
+        self._connect_timer.cancel()
         if code:
             self._refuse(code)
             return
@@ -394,6 +395,8 @@ class Client(Holdable):
         self._connect_timer.cancel()
         if self._keepalive_timer is not None:
             self._keepalive_timer.cancel()
+        if self._verdict_task is not None:
+            self._verdict_task.cancel()
         self._waiting.clear()
         self._failure = None
         self.connection.on_stream = lambda stream: stream.reset(0)

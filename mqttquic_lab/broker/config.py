@@ -56,6 +56,8 @@ class BrokerConfig:
         QoS 1 and 2 messages waiting per session, connected or not. Beyond it the oldest waiting one is dropped.
     max_queued_bytes : int
         Topic and payload bytes of those.
+    max_total_queued_bytes : int
+        The same for all sessions together.
     max_pending_bytes : int
         Bytes written to one connection but not yet taken by its peer; beyond it QoS 0 messages for that client are
         dropped.
@@ -99,6 +101,7 @@ class BrokerConfig:
     max_inflight: int = 1000
     max_queued: int = 10_000
     max_queued_bytes: int = 32 * 1024 * 1024
+    max_total_queued_bytes: int = 256 * 1024 * 1024
     max_pending_bytes: int = 4 * 1024 * 1024
     slow_consumer_grace: float = 0.5
     max_subscriptions: int = 10_000
@@ -109,8 +112,8 @@ class BrokerConfig:
     max_keepalive: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_connections", "max_sessions", "max_queued", "max_queued_bytes", "max_pending_bytes",
-                     "max_subscriptions"):  # fmt: skip
+        for name in ("max_connections", "max_sessions", "max_queued", "max_queued_bytes", "max_total_queued_bytes",
+                     "max_pending_bytes", "max_subscriptions"):  # fmt: skip
             self._need(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("max_session_expiry", "max_retained", "max_retained_bytes", "slow_consumer_grace"):
             self._need(name, getattr(self, name) >= 0, "must not be negative")

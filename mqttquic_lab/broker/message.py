@@ -98,9 +98,11 @@ class Message:
         # Rounded to the nearest second: a message that only passes through keeps the interval it came with.
         return max(int(self.expires_at - now + 0.5), 1)
 
-    def _properties(self, version: Version, identifiers: tuple[int, ...], remaining: int | None) -> dict[str, Any]:
+    def _properties(self, version: Version, identifiers: tuple[int, ...], remaining: int | None) -> Mapping[str, Any]:
         if version != 5:
-            return {}
+            return NO_PROPERTIES
+        if remaining is None and not identifiers:
+            return self.properties
         properties = dict(self.properties)
         if remaining is not None:
             properties["message_expiry_interval"] = remaining

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from mqttquic_lab.broker.message import Message
 
 
+SEARCH_INTERVAL = 1.0
+"""Seconds between two searches of a full store for expired messages: a search looks at all of them."""
+
+
 class RetainedMessages:
     """A bounded store.
 
@@ -26,6 +30,7 @@ class RetainedMessages:
         self._by_topic: dict[str, Message] = {}
         self._max_messages = max_messages
         self._max_bytes = max_bytes
+        self._searched_at = -SEARCH_INTERVAL
         self.nbytes = 0
         """Topic and payload bytes held."""
 
@@ -45,6 +50,9 @@ class RetainedMessages:
         if not message.payload:
             return True
         if not self._has_room(message):
+            if now < self._searched_at + SEARCH_INTERVAL:
+                return False
+            self._searched_at = now
             for old in [old for old in self._by_topic.values() if old.is_expired(now)]:
                 self.remove(old.topic)
             if not self._has_room(message):

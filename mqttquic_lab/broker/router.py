@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 from mqttquic_lab.mqtt import TopicTrie, split_shared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mqttquic_lab.broker.client import Client
     from mqttquic_lab.broker.message import Message
     from mqttquic_lab.broker.sessions import Session
@@ -222,7 +220,3 @@ class Router:
                 entry.session.deliver(
                     message, min(message.qos, entry.qos), message.retain and entry.retain_as_published, identifiers
                 )
-
-    def groups(self) -> Iterator[SharedGroup]:
-        """Iterate over all shared subscriptions."""
-        return iter(self._groups.values())

@@ -64,6 +64,8 @@ class BrokerServer:
         self._given_clock = clock
         self.counters = BrokerStats()
         """Running counters; :meth:`stats` returns them together with what is held now."""
+        self.changes = 0
+        """Counts what :meth:`next_change` waits for, so that nobody has to wait for what has happened already."""
         self.router = Router()
         self.retained = RetainedMessages(self.config.max_retained, self.config.max_retained_bytes)
         self.flushes = FlushQueue()
@@ -228,8 +230,8 @@ class BrokerServer:
             subscriptions=self.router.count,
             retained=len(self.retained),
             retained_bytes=self.retained.nbytes,
-            queued=sum(len(session.queue) for session in self.sessions) if self._state != "new" else 0,
-            queued_bytes=sum(session.queued_bytes for session in self.sessions) if self._state != "new" else 0,
+            queued=self.sessions.backlog.count if self._state != "new" else 0,
+            queued_bytes=self.sessions.backlog.nbytes if self._state != "new" else 0,
             connections_refused=self.counters.connections_refused + refused,
         )
 
@@ -275,6 +277,7 @@ class BrokerServer:
 
     def changed(self) -> None:
         """Let those look again who wait for something."""
+        self.changes += 1
         if self._waiting:
             self._waiting.check()
 
@@ -282,11 +285,12 @@ class BrokerServer:
         """Run something in the next loop tick."""
         self._loop.call_soon(callback)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something in the background; :meth:`close` waits for it."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def open_session(self, client_id: str, clean_start: bool) -> tuple[Session | None, bool]:
         """Return the session for a CONNECT and whether it existed; ends the connection that still has it (0x8E)."""

@@ -34,6 +34,16 @@ class Outgoing(NamedTuple):
     identifiers: tuple[int, ...]
 
 
+class Backlog:
+    """What waits in all sessions together."""
+
+    __slots__ = ("count", "nbytes")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.nbytes = 0
+
+
 class Session:
     """One client's state.
 
@@ -56,11 +66,13 @@ class Session:
     """
 
     __slots__ = (
-        "_clock", "_config", "_stats", "client", "client_id", "deliveries", "expires_at", "expiry_interval",
+        "_backlog", "_clock", "_config", "_stats", "client", "client_id", "deliveries", "expires_at", "expiry_interval",
         "expiry_timer", "inflight_bytes", "queue", "queued_bytes", "subscriptions",
     )  # fmt: skip
 
-    def __init__(self, client_id: str, config: BrokerConfig, stats: BrokerStats, clock: Clock) -> None:
+    def __init__(
+        self, client_id: str, config: BrokerConfig, stats: BrokerStats, clock: Clock, backlog: Backlog
+    ) -> None:
         self.client_id = client_id
         self.client: Client | None = None
         self.subscriptions: dict[str, Entry] = {}
@@ -75,6 +87,7 @@ class Session:
         self._config = config
         self._stats = stats
         self._clock = clock
+        self._backlog = backlog
 
     def __repr__(self) -> str:
         state = "connected" if self.client is not None else "away"
@@ -173,10 +186,16 @@ class Session:
         return outcome.reply
 
     def _enqueue(self, outgoing: Outgoing) -> None:
-        config = self._config
+        config, backlog = self._config, self._backlog
         self.queue.append(outgoing)
         self.queued_bytes += outgoing.message.size
-        while self.queue and (len(self.queue) > config.max_queued or self.queued_bytes > config.max_queued_bytes):
+        backlog.count += 1
+        backlog.nbytes += outgoing.message.size
+        while self.queue and (
+            len(self.queue) > config.max_queued
+            or self.queued_bytes > config.max_queued_bytes
+            or backlog.nbytes > config.max_total_queued_bytes
+        ):
             self._pop()
             self._stats.dropped_queue += 1
             if self.client is not None:
@@ -186,6 +205,8 @@ class Session:
     def _pop(self) -> Outgoing:
         outgoing = self.queue.popleft()
         self.queued_bytes -= outgoing.message.size
+        self._backlog.count -= 1
+        self._backlog.nbytes -= outgoing.message.size
         return outgoing
 
     def _note_queue(self) -> None:
@@ -217,6 +238,8 @@ class Session:
     def discard(self) -> None:
         """Count what ends with the session."""
         self._stats.dropped_session += len(self.queue) + len(self.deliveries)
+        self._backlog.count -= len(self.queue)
+        self._backlog.nbytes -= self.queued_bytes
         self.queue.clear()
         self.queued_bytes = self.inflight_bytes = 0
         self.deliveries.clear()
@@ -239,6 +262,8 @@ class SessionStore:
         self._clock = clock
         self._on_end = on_end
         self._sessions: dict[str, Session] = {}
+        self.backlog = Backlog()
+        """What waits in all of them together."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -266,7 +291,7 @@ class SessionStore:
             return session, True
         if len(self._sessions) >= self._config.max_sessions and not self._evict():
             return None, False
-        session = Session(client_id, self._config, self._stats, self._clock)
+        session = Session(client_id, self._config, self._stats, self._clock, self.backlog)
         self._sessions[client_id] = session
         return session, False
 

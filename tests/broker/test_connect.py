@@ -122,9 +122,28 @@ async def test_a_client_that_leaves_while_it_is_judged(make_bench: MakeBench) ->
     await bench.server.wait_for(lambda: bench.server.stats().bytes_in)
     await peer.vanish()
     await bench.server.wait_for(lambda: bench.server.stats().connections == 0)
-    decision.set_result(True)
     await asyncio.sleep(0)
+    assert decision.cancelled()
     assert bench.server.stats().sessions == 0
+
+
+async def test_a_verdict_that_does_not_come(make_bench: MakeBench) -> None:
+    async def authenticate(*_: object) -> bool:
+        await asyncio.get_running_loop().create_future()
+        return True
+
+    bench = await make_bench(authenticate=authenticate)
+    impatient, waiting = bench.attach(), bench.attach()
+    impatient.send(Connect("x", keepalive=0))
+    await bench.server.wait_for(lambda: bench.server.stats().bytes_in)
+    bench.clock.advance(10)
+    await impatient.closed()
+    assert bench.server.stats().connect_timeouts == 2
+    await waiting.closed()
+    third = bench.attach()
+    third.send(Connect("y", keepalive=0))
+    async with asyncio.timeout(5):
+        await bench.server.close()  # does not wait for it either
 
 
 async def test_an_authenticate_function_that_fails_lets_nobody_in(make_bench: MakeBench) -> None:

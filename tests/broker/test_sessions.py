@@ -247,6 +247,22 @@ async def test_the_queue_is_bounded_in_bytes(make_bench: MakeBench) -> None:
     assert (bench.server.stats().queued_bytes, bench.server.stats().queued) == (0, 0)
 
 
+async def test_all_queues_together_are_bounded(make_bench: MakeBench) -> None:
+    bench = await make_bench(max_total_queued_bytes=1000)
+    for number in range(3):
+        peer = await join_lasting(bench, f"s{number}")
+        await peer.subscribe("a", qos=1)
+        await lose(bench, peer, f"s{number}")
+    publisher = await bench.join("p")
+    await publisher.publish("a", bytes(400), 1)
+    assert (bench.server.stats().queued, bench.server.stats().queued_bytes) == (2, 802)
+    assert bench.server.stats().dropped_queue == 1
+    await bench.join("s0")
+    assert (bench.server.stats().queued, bench.server.stats().queued_bytes) == (1, 401)
+    await bench.join("s1", clean_start=False)
+    assert (bench.server.stats().queued, bench.server.stats().queued_bytes) == (0, 0)
+
+
 async def test_bytes_in_flight_are_bounded_too(make_bench: MakeBench) -> None:
     bench = await make_bench(max_queued_bytes=1000)
     subscriber = await bench.join("s")
