@@ -8,7 +8,7 @@ from mqttquic_lab.errors import MalformedPacketError, UsageError
 from mqttquic_lab.mqtt import rules
 from mqttquic_lab.mqtt.packet import check_fixed_header
 from mqttquic_lab.mqtt.packets import PACKETS
-from mqttquic_lab.mqtt.properties import EMPTY
+from mqttquic_lab.mqtt.properties import EMPTY, read_properties
 from mqttquic_lab.mqtt.publish import Acknowledgement, PubAck, PubComp, Publish, PubRec, PubRel
 from mqttquic_lab.mqtt.reader import Reader
 from mqttquic_lab.mqtt.reason_codes import ReasonCode
@@ -76,7 +76,7 @@ class PacketDecoder:
         May be lowered or raised between calls.
     """
 
-    __slots__ = ("_blocks", "_buffer", "_error", "_wanted", "max_packet_size", "receiver", "version")
+    __slots__ = ("_blocks", "_error", "_rest", "_wanted", "max_packet_size", "receiver", "version")
 
     def __init__(
         self, version: Version | None = 5, *, max_packet_size: int = MAX_PACKET_SIZE, receiver: Receiver
@@ -91,14 +91,14 @@ class PacketDecoder:
         self.max_packet_size = max_packet_size
         self.receiver: Receiver = receiver
         self._blocks = _blocks[receiver]
-        self._buffer = bytearray()
+        self._rest: bytes | bytearray = b""
         self._wanted = 0  # bytes that must be there before looking again makes sense
         self._error: MalformedPacketError | None = None
 
     @property
     def buffered(self) -> int:
         """Bytes of an incomplete packet held."""
-        return len(self._buffer)
+        return len(self._rest)
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Packet]:
         """Take bytes and return the packets that are complete with them.
@@ -111,23 +111,26 @@ class PacketDecoder:
         """
         if self._error is not None:
             raise self._again(self._error)
-        if self._buffer:
-            self._buffer += data
-            if len(self._buffer) < self._wanted:
-                return []
-            data = bytes(self._buffer)
-            self._buffer.clear()
-        elif type(data) is not bytes:
+        if not isinstance(data, bytes):
             data = bytes(data)
+        rest = self._rest
+        if rest:
+            if len(rest) + len(data) < self._wanted:
+                # Growing in place: a large packet in small pieces must not be copied for each of them.
+                self._rest = grown = bytearray(rest) if isinstance(rest, bytes) else rest
+                grown += data
+                return []
+            data = b"".join((rest, data))
+            self._rest = b""
         packets: list[Packet] = []
         try:
-            rest = self._decode(data, packets)
+            end = self._decode(data, packets)
         except MalformedPacketError as error:
             self._error = error
             error.packets = packets
             raise
-        if rest < len(data):
-            self._buffer += data[rest:] if rest else data
+        if end < len(data):
+            self._rest = data[end:]
         return packets
 
     @staticmethod
@@ -160,15 +163,22 @@ class PacketDecoder:
             length = data[start + 1]
             body = start + 2
             if length >= 128:
-                length, body = self._remaining_length(data, start)
-                if not body:
-                    return start
+                # Two bytes are usual; one, three, four or too many are not.
+                second = data[body] if body < total else 0
+                if 0 < second < 128:
+                    length += (second << 7) - 128
+                    body += 1
+                else:
+                    length, body = self._remaining_length(data, start)
+                    if not body:
+                        return start
             end = body + length
             if end - start > limit:
                 check_fixed_header(first, version, self.receiver)
                 raise self._too_large(end - start)
             if end > total:
-                check_fixed_header(first, version, self.receiver)
+                if first >> 4 != 3 or version is None:
+                    check_fixed_header(first, version, self.receiver)
                 self._wanted = end - start
                 return start
             if first >> 4 == 3 and length > 2 and version is not None:
@@ -195,6 +205,8 @@ class PacketDecoder:
                             if size < 128 and properties is not None:
                                 properties = block_of(data[at : at + size])
                                 at += size
+                                if properties is None and at <= end:
+                                    properties = self._read_block(data[start:end], at - start - size - 1)
                             else:
                                 properties = None
                     if properties is not None and at <= end and (topic or "topic_alias" in properties):
@@ -233,11 +245,20 @@ class PacketDecoder:
             _remember(packet, body - start, self._blocks)
         return packet
 
+    def _read_block(self, raw: bytes, at: int) -> Properties:
+        """Read the property block of a PUBLISH from its length at `at`; all before it is known to be good."""
+        reader = Reader(raw, at, 5, self.receiver)
+        properties = read_properties(reader, "PUBLISH")
+        if len(self._blocks) >= _CACHED_BLOCKS:
+            self._blocks.clear()
+        self._blocks[raw[at + 1 : reader.pos]] = properties
+        return properties
+
     def _remaining_length(self, data: bytes, start: int) -> tuple[int, int]:
         """Return remaining length and where it ends, or (0, 0) when it is not complete."""
         check_fixed_header(data[start], self.version, self.receiver)
         reader = Reader(data[start : start + 5], 1, self.version, self.receiver)
-        if reader.end < 5 and reader.raw[-1] >= 128:
+        if reader.end < 5 and min(reader.raw[1:]) >= 128:  # each byte so far says that another follows
             self._wanted = reader.end + 1
             return 0, 0
         length = reader.varint("remaining_length")

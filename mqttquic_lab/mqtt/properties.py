@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from struct import Struct
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from mqttquic_lab.errors import UnknownOptionError, UsageError
 from mqttquic_lab.mqtt import rules, writing
@@ -123,6 +124,8 @@ PROPERTIES: Final = (
 )
 
 BY_IDENTIFIER: Final = {row.identifier: row for row in PROPERTIES}
+_PLACES: Final = sorted(frozenset[str]().union(*(row.places for row in PROPERTIES)))
+_ROWS: Final = {place: {row.identifier: row for row in PROPERTIES if place in row.places} for place in _PLACES}
 BY_NAME: Final = {row.name: row for row in PROPERTIES}
 
 _RANGE_RULES: Final = {
@@ -140,6 +143,7 @@ _NOT_FROM_THERE: Final[dict[tuple[str, str | None], dict[str, rules.Rule]]] = {
 }
 """(Packet, receiver) -> properties that the other end must not send."""
 
+_SEQUENCES: Final = frozenset({"user_property", "subscription_identifier"})
 _SIZES: Final = {"u16": 2, "u32": 4}
 
 
@@ -172,42 +176,45 @@ def read_properties(reader: Reader, place: str) -> Properties:
     reader.end = end = reader.pos + length
     spans, reader.spans = reader.spans, None  # a property is one field, so what is inside it is not noted
     found: dict[str, Any] = {}
+    rows = _ROWS[place]
     not_from_there = _NOT_FROM_THERE.get((place, reader.receiver), {})
     data_at = -1
     while reader.pos < end:
         start = reader.pos
-        row = _row_at(reader, place)
+        row = rows.get(reader.raw[start]) or _no_row(reader, place)
+        reader.pos = start + 1
         name = row.name
         if name in not_from_there:
             raise reader.breaks(not_from_there[name], name, start)
         if name == "authentication_data":
             data_at = start
         value = _value(reader, row)
-        if place in row.repeats:
-            found[name] = (*found.get(name, ()), value)
-        elif name in found:
-            raise reader.breaks(rules.PROPERTY_TWICE, name, start)
+        if name not in found:
+            found[name] = [value] if name in _SEQUENCES else value
+        elif place in row.repeats:
+            found[name].append(value)
         else:
-            found[name] = (value,) if name == "subscription_identifier" else value
+            raise reader.breaks(rules.PROPERTY_TWICE, name, start)
         if spans is not None:
             spans.append(Field(name, start, reader.pos, SECRET if name == "authentication_data" else value))
     reader.end = outer_end
     reader.spans = spans
     if data_at >= 0 and "authentication_method" not in found:
         raise reader.breaks(rules.AUTH_DATA_ALONE, "authentication_data", data_at)
+    for name in _SEQUENCES & found.keys():
+        found[name] = tuple(found[name])
     return MappingProxyType(found)
 
 
-def _row_at(reader: Reader, place: str) -> Property:
+def _no_row(reader: Reader, place: str) -> NoReturn:
+    """Say what is wrong with the property identifier here (all that exist are below 0x80, so they take one byte)."""
     start = reader.pos
     identifier = reader.varint("property_identifier")
     row = BY_IDENTIFIER.get(identifier)
     if row is None:
         raise reader.breaks(rules.PROPERTY_UNKNOWN, "property_identifier", start, f"0x{identifier:02x}")
-    if place not in row.places:
-        where = "the will" if place == "WILL" else place
-        raise reader.breaks(rules.PROPERTY_MISPLACED, row.name, start, f"{row.name} in {where}")
-    return row
+    where = "the will" if place == "WILL" else place
+    raise reader.breaks(rules.PROPERTY_MISPLACED, row.name, start, f"{row.name} in {where}")
 
 
 def _value(reader: Reader, row: Property) -> Any:
@@ -274,70 +281,107 @@ def _misplaced(name: str, place: str) -> UsageError:
     return UsageError(f"{name} is no property of {place}: it belongs in {', '.join(sorted(row.places))}")
 
 
-def _in_range(value: Any, row: Property) -> int:
-    if not isinstance(value, int) or not row.least <= value <= row.most:
-        raise UsageError(f"{row.name} is {value!r}: it must be an integer from {row.least} to {row.most}")
-    return value
+Writer = Callable[[Any], bytes]
+
+_CACHED_STRINGS: Final = 256
+_CACHED_LENGTH: Final = 64
 
 
-def _writer(row: Property, place: str) -> Callable[[Any], bytes]:
+def _out_of_range(value: Any, row: Property) -> UsageError:
+    return UsageError(f"{row.name} is {value!r}: it must be an integer from {row.least} to {row.most}")
+
+
+def _writer(row: Property, place: str) -> Writer:
     """Return the function that writes a property in `place`: its identifier, then the checked value."""
-    name = row.name
-    prefix = bytes((row.identifier,))
-    if row.kind in {"byte", "u16", "u32"}:
-        size = _SIZES.get(row.kind, 1)
-        return lambda value: prefix + _in_range(value, row).to_bytes(size, "big")
-    if row.kind == "binary":
-        return lambda value: prefix + writing.binary(value, name)
-    if row.kind == "varint":
-        return lambda value: _write_identifiers(value, row, prefix, place)
     if row.kind == "pair":
-        return lambda value: b"".join([prefix + _pair(pair) for pair in value])
-    if name == "response_topic":
-        return lambda value: prefix + _response_topic(value)
-    return lambda value: prefix + _string(value, name)
+        return _pair_writer(row)
+    if row.kind == "utf8":
+        return _string_writer(row)
+    if row.kind == "binary":
+        prefix = bytes((row.identifier,))
+        return lambda value: prefix + writing.binary(value, row.name)
+    if row.kind == "varint":
+        return _identifier_writer(row, place)
+    return _number_writer(row)
 
 
-def _write_identifiers(value: Any, row: Property, prefix: bytes, place: str) -> bytes:
-    numbers = (value,) if isinstance(value, int) else tuple(value)
-    if len(numbers) > 1 and place not in row.repeats:
-        raise UsageError(f"{place} takes one {row.name}, not {len(numbers)}")
-    return b"".join([prefix + writing.varint(_in_range(number, row)) for number in numbers])
+def _number_writer(row: Property) -> Writer:
+    pack = Struct({"byte": ">BB", "u16": ">BH", "u32": ">BI"}[row.kind]).pack
+    identifier, least, most = row.identifier, row.least, row.most
+
+    def write(value: Any) -> bytes:
+        if not isinstance(value, int) or not least <= value <= most:
+            raise _out_of_range(value, row)
+        return pack(identifier, value)
+
+    return write
 
 
-def _response_topic(value: Any) -> bytes:
-    text = _string(value, "response_topic")
-    if not value or "+" in value or "#" in value:
-        raise UsageError(f"response_topic is {value!r}: it must be a topic name, without wildcards")
-    return text
+def _identifier_writer(row: Property, place: str) -> Writer:
+    prefix = bytes((row.identifier,))
+
+    def write(value: Any) -> bytes:
+        numbers = (value,) if isinstance(value, int) else tuple(value)
+        if len(numbers) > 1 and place not in row.repeats:
+            raise UsageError(f"{place} takes one {row.name}, not {len(numbers)}")
+        for number in numbers:
+            if not isinstance(number, int) or not row.least <= number <= row.most:
+                raise _out_of_range(number, row)
+        return b"".join([prefix + writing.varint(number) for number in numbers])
+
+    return write
 
 
-_strings: dict[str, bytes] = {}
-"""Short string -> its bytes on the wire, since content types and names of user properties repeat; cleared when full."""
+def _string_writer(row: Property) -> Writer:
+    prefix = bytes((row.identifier,))
+    known: dict[str, bytes] = {}  # content types and response topics repeat; cleared when full
+
+    def write(value: Any) -> bytes:
+        data = known.get(value) if isinstance(value, str) else None
+        if data is None:
+            data = prefix + writing.utf8(value, row.name)
+            if row.name == "response_topic" and (not value or "+" in value or "#" in value):
+                raise UsageError(f"response_topic is {value!r}: it must be a topic name, without wildcards")
+            _keep(known, value, data)
+        return data
+
+    return write
 
 
-def _string(value: Any, name: str) -> bytes:
-    data = _strings.get(value) if isinstance(value, str) else None
-    if data is None:
-        data = writing.utf8(value, name)
-        if len(data) <= 64:
-            if len(_strings) >= 1024:
-                _strings.clear()
-            _strings[value] = data
-    return data
+def _pair_writer(row: Property) -> Writer:
+    prefix = bytes((row.identifier,))
+    known: dict[str, bytes] = {}  # names repeat, values need not
+
+    def write(pairs: Any) -> bytes:
+        parts = []
+        for pair in pairs:
+            try:
+                name, value = pair
+            except (TypeError, ValueError):
+                raise _no_pair(pair) from None
+            if isinstance(pair, str):
+                raise _no_pair(pair)
+            head = known.get(name) if isinstance(name, str) else None
+            if head is None:
+                head = prefix + writing.utf8(name, "user_property name")
+                _keep(known, name, head)
+            parts.append(head + writing.utf8(value, "user_property value"))
+        return b"".join(parts)
+
+    return write
 
 
-def _pair(pair: Any) -> bytes:
-    try:
-        name, value = pair
-    except (TypeError, ValueError):
-        name = value = None
-    if name is None or isinstance(pair, str):
-        raise UsageError(f"user_property holds {pair!r}: give a list of (name, value) pairs of str")
-    return _string(name, "user_property name") + writing.utf8(value, "user_property value")
+def _no_pair(pair: Any) -> UsageError:
+    return UsageError(f"user_property holds {pair!r}: give a list of (name, value) pairs of str")
 
 
-_WRITERS: Final[dict[str, dict[str, Callable[[Any], bytes]]]] = {
-    place: {row.name: _writer(row, place) for row in PROPERTIES if place in row.places}
-    for place in sorted(frozenset[str]().union(*(row.places for row in PROPERTIES)))
+def _keep(known: dict[str, bytes], text: str, data: bytes) -> None:
+    if len(data) <= _CACHED_LENGTH:
+        if len(known) >= _CACHED_STRINGS:
+            known.clear()
+        known[text] = data
+
+
+_WRITERS: Final[dict[str, dict[str, Writer]]] = {
+    place: {row.name: _writer(row, place) for row in PROPERTIES if place in row.places} for place in _PLACES
 }

@@ -145,6 +145,11 @@ class Reader:
     def varint(self, name: str) -> int:
         """Read a variable byte integer of one to four bytes in its shortest form (section 1.5.5)."""
         start = self.pos
+        if start < self.end and self.raw[start] < 0x80:
+            self.pos = start + 1
+            if self.spans is not None:
+                self.note(name, start, self.raw[start])
+            return self.raw[start]
         value = shift = 0
         while True:
             if self.pos >= self.end:
@@ -162,34 +167,40 @@ class Reader:
         self.note(name, start, value)
         return value
 
+    def _prefixed(self, name: str) -> bytes:
+        """Read two bytes of length and that many bytes; stands behind them then."""
+        start = self.pos
+        begin = start + 2
+        if begin > self.end:
+            raise self.truncated(f"{name}_length", 2)
+        length = self.raw[start] << 8 | self.raw[start + 1]
+        self.pos = begin
+        if self.spans is not None:
+            self.note(f"{name}_length", start, length)
+        if begin + length > self.end:
+            raise self.truncated(name, length)
+        self.pos = begin + length
+        return self.raw[begin : self.pos]
+
     def binary(self, name: str, *, secret: bool = False) -> bytes:
         """Read two bytes of length and that many bytes."""
-        start = self.pos
-        length = self.integer(f"{name}_length", 2)
-        if length > self.end - self.pos:
-            self.pos = start + 2
-            raise self.truncated(name, length)
-        begin = self.pos
-        self.pos += length
-        value = self.raw[begin : self.pos]
-        self.note(name, begin, SECRET if secret else value)
+        value = self._prefixed(name)
+        if self.spans is not None:
+            self.note(name, self.pos - len(value), SECRET if secret else value)
         return value
 
     def utf8(self, name: str) -> str:
         """Read a UTF-8 encoded string (section 1.5.4; 1.5.3 in 3.1.1)."""
-        length = self.integer(f"{name}_length", 2)
-        if length > self.end - self.pos:
-            raise self.truncated(name, length)
-        begin = self.pos
-        self.pos += length
+        data = self._prefixed(name)
         try:
             # Python's strict decoder refuses surrogates and over-long forms, as MQTT-1.5.4-1 asks.
-            value = str(self.raw[begin : self.pos], "utf-8")
+            value = str(data, "utf-8")
         except UnicodeDecodeError as error:
-            raise self.breaks(rules.UTF8, name, begin + error.start, error.reason) from None
+            raise self.breaks(rules.UTF8, name, self.pos - len(data) + error.start, error.reason) from None
         if "\0" in value:
-            raise self.breaks(rules.UTF8_NULL, name, begin + self.raw[begin : self.pos].index(0))
-        self.note(name, begin, value)
+            raise self.breaks(rules.UTF8_NULL, name, self.pos - len(data) + data.index(0))
+        if self.spans is not None:
+            self.note(name, self.pos - len(data), value)
         return value
 
     def rest(self, name: str) -> bytes:

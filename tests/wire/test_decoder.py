@@ -76,6 +76,15 @@ def test_a_large_packet_in_small_pieces_costs_no_more_than_its_bytes() -> None:
     assert looks == 2  # when its fixed header was there, and when it was complete
 
 
+def test_a_bad_length_is_refused_whatever_follows_it() -> None:
+    with pytest.raises(MalformedPacketError, match="shortest form"):
+        PacketDecoder(4, receiver="server").feed(b"\x40\x80\x00\x80")
+    unit = PacketDecoder(4, receiver="server")
+    assert unit.feed(b"\x30\xff\xff\xff") == []
+    with pytest.raises(MalformedPacketError, match="longer than four bytes"):
+        unit.feed(b"\xff")
+
+
 def test_a_server_learns_the_version_from_connect() -> None:
     for version in (4, 5):
         unit = PacketDecoder(None, receiver="server")
@@ -228,3 +237,11 @@ def test_packets_of_different_types_are_not_equal() -> None:
     assert Publish("a", properties={"user_property": [("k", "v")]}) == Publish(
         "a", properties={"user_property": (("k", "v"),)}
     )
+
+
+def test_many_user_properties_are_read_in_linear_time() -> None:
+    pairs = [("n", "v")] * 200_000  # appending to a tuple for each would copy 160 GB
+    wire = encode_publish("a", b"", properties={"user_property": pairs})
+    (packet,) = PacketDecoder(5, receiver="server").feed(wire)
+    assert isinstance(packet, Publish)
+    assert len(packet.properties["user_property"]) == 200_000

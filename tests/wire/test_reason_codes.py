@@ -10,8 +10,9 @@ from mqttquic_lab.mqtt.reason_codes import ALLOWED, CODES
 
 
 def test_a_code_is_an_int_with_a_name_and_words() -> None:
-    assert ReasonCode.NOT_AUTHORIZED == 0x87
-    assert ReasonCode(0x87).text == "Not authorized"
+    code = 0x87
+    assert code == ReasonCode.NOT_AUTHORIZED
+    assert ReasonCode(code).text == "Not authorized"
     assert ReasonCode.BAD_USER_NAME_OR_PASSWORD.text == "Bad User Name or Password"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -145,12 +147,12 @@ def test_topic_map_may_change_while_it_is_iterated() -> None:
     assert len(stored) == 0
 
 
-class CountingDict(dict[str, object]):
+class CountingDict(dict[str, Any]):
     """Counts lookups, as a measure of work that does not depend on the machine's load."""
 
     lookups = 0
 
-    def get(self, key: str, default: object = None) -> object:  # type: ignore[override]
+    def get(self, key: str, default: Any = None) -> Any:
         CountingDict.lookups += 1
         return super().get(key, default)
 
@@ -166,7 +168,7 @@ def work(subscriptions: int) -> int:
         node = stack.pop()
         if node.children is not None:
             stack += node.children.values()
-            node.children = CountingDict(node.children)  # type: ignore[assignment]
+            node.children = CountingDict(node.children)
         if node.plus is not None:
             stack.append(node.plus)
     CountingDict.lookups = 0
