@@ -70,7 +70,7 @@ def mosquitto(folder: Path) -> Iterator[Target | None]:
 @contextlib.contextmanager
 def contenders() -> Iterator[list[Contender]]:
     """Start both brokers; yields who is compared, the reference (paho over TLS to the embedded broker) first."""
-    limits = {"max_queued_messages": 10_000_000, "max_queued_bytes": 1 << 31}
+    limits = {"max_queued": 10_000_000, "max_queued_bytes": 1 << 31}
     with (
         tempfile.TemporaryDirectory() as name,
         mq.start_broker(process=True, **limits) as broker,

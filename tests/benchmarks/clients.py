@@ -232,11 +232,14 @@ class Gmqtt:
     async def _send(self, target: Target, count: int, qos: int, size: int) -> dict[str, Any]:
         payload = bytes(size)
         client = await self._connect(target)
+        ids = client._connection._protocol.id_generator
         start = time.time()
         for i in range(count):
             client.publish(TOPICS[i & 15], payload, qos=qos)
             if i & 63 == 63:
                 await asyncio.sleep(0)  # its documentation's way: without it nothing is read or acknowledged
+            while len(ids._used_ids) >= INFLIGHT:  # it does not stop by itself, and fails at 65,535
+                await asyncio.sleep(0)
         sent = time.time()
         client.publish(END, b"", qos=1)
         await asyncio.sleep(0.5)  # it has no call that waits for what was published

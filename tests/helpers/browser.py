@@ -68,7 +68,7 @@ class Browser:
 
     def assert_quiet(self) -> None:
         """Fail if the console showed an error or a request wanted to leave the machine."""
-        assert self.errors == []
+        assert self.errors == [], self.errors
         assert self.elsewhere == []
 
 
