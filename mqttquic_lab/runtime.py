@@ -24,10 +24,11 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mqttquic_lab.callbacks import CallbackRunner
-from mqttquic_lab.errors import BlockingCallError, DisconnectedError, OperationTimeoutError, UsageError
+from mqttquic_lab.errors import BlockingCallError, UsageError
+from mqttquic_lab.work import Work, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -57,72 +58,11 @@ THREAD_NAME = "mqttquic-lab loop"
 
 __all__ = ["CallbackRunner", "NotebookRuntime", "Runtime", "ThreadRuntime", "default_runtime", "get_runtime"]
 
-
 _ENDED = "the runtime has ended (stopped, or the process is about to exit): open a new session"
 _FORKED = (
     "this process was forked after the session was opened, and threads and connections do not survive a fork: "
     "open a new session in the child process"
 )
-
-
-class _Work(Generic[T]):
-    """A coroutine on its way to a loop, and its outcome on the way back.
-
-    Made on the caller's thread; :meth:`start` and :meth:`cancel` run on the loop. `done` is called there, once, when
-    the outcome stands.
-    """
-
-    __slots__ = ("_coro", "_done", "_task", "cancelled", "error", "finished", "name", "value")
-
-    def __init__(self, coro: Coroutine[Any, Any, T], done: Callable[[], object]) -> None:
-        self._coro = coro
-        self._done = done
-        self._task: asyncio.Task[T] | None = None
-        self.name = _name_of(coro)
-        self.finished = False
-        self.cancelled = False
-        self.error: BaseException | None = None
-        self.value: T
-
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self.finished:
-            self._task = loop.create_task(self._coro)
-            self._task.add_done_callback(self._finish)
-
-    def cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-        elif not self.finished:  # the caller was interrupted before the start was on its way
-            self._coro.close()
-            self.finished = self.cancelled = True
-            self._done()
-
-    def _finish(self, task: asyncio.Task[T]) -> None:
-        if task.cancelled():
-            self.cancelled = True
-        else:
-            self.error = task.exception()
-            if self.error is None:
-                self.value = task.result()
-        self.finished = True
-        self._done()
-
-    def result(self) -> T:
-        """Return or raise the outcome."""
-        if self.cancelled:
-            raise DisconnectedError(f"{self.name}() was cancelled: its session or runtime was closed meanwhile")
-        if self.error is not None:
-            try:
-                raise self.error
-            finally:
-                self.error = None  # its traceback holds this frame: a cycle otherwise
-        return self.value
-
-    def late_result(self, timeout: float) -> T:
-        """Return or raise the outcome of work that was cancelled at its deadline; a result in hand is not lost."""
-        if self.finished and not self.cancelled:
-            return self.result()
-        raise OperationTimeoutError(f"{self.name}() took longer than its timeout of {timeout:g} s and was cancelled")
 
 
 class Runtime(ABC):
@@ -200,7 +140,7 @@ class Runtime(ABC):
             if not self.is_alive:
                 wake()
 
-        work = _Work(coro, done)
+        work = Work(coro, done)
         self._submit(work)
         ticker = here.call_later(_WAKE, tick)
         try:
@@ -221,7 +161,7 @@ class Runtime(ABC):
         """Call `function` on the loop soon, from any thread, without waiting; False if the loop is gone.
 
         Safe in finalizers. It runs in an empty context: a session must not keep alive what belongs to the notebook
-        cell that happened to open it. An exception goes to the loop's exception handler.
+        cell that happened to open it. An exception goes to the loop's exception handler, which logs it.
         """
         if not self.is_alive:
             return False
@@ -260,7 +200,7 @@ class Runtime(ABC):
         """Whether the loop can still do work, in this process."""
         return os.getpid() == self._pid and not self.loop.is_closed()
 
-    def _submit(self, work: _Work[T]) -> None:
+    def _submit(self, work: Work[T]) -> None:
         """Send work to the loop, or say why that is impossible."""
         if not self.post(work.start, self.loop):
             work.cancel()
@@ -270,7 +210,7 @@ class Runtime(ABC):
         """Run `coro` from another thread than the loop's."""
         finished = threading.Lock()  # a lock is the cheapest thing one thread can wait for and another can end
         finished.acquire()
-        work = _Work(coro, finished.release)
+        work = Work(coro, finished.release)
         try:
             self._submit(work)
             in_time = self._wait(finished, timeout)
@@ -355,7 +295,7 @@ class ThreadRuntime(Runtime):
 
     def run(self, coro: Coroutine[Any, Any, T], timeout: float | None = None) -> T:  # noqa: D102
         if threading.current_thread() is self.thread:
-            name = _name_of(coro)
+            name = name_of(coro)
             coro.close()
             raise BlockingCallError(
                 f"{name}() blocks, and would wait for itself on the thread that serves it: use its twin under .aio "
@@ -374,7 +314,7 @@ class ThreadRuntime(Runtime):
         end = time.monotonic() + limit
         drained = threading.Lock()
         drained.acquire()
-        self._submit(_Work(_drain(self._closers.values(), self._spawned, limit, everything=True), drained.release))
+        self._submit(Work(_drain(self._closers.values(), self._spawned, limit, everything=True), drained.release))
         drained.acquire(timeout=limit)
         self.thread.stopping = True
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -391,6 +331,7 @@ class _LoopThread(threading.Thread):
     def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
         self.mqttquic_lab_loop = asyncio.SelectorEventLoop()
+        self.mqttquic_lab_loop.set_exception_handler(_log_loop_error)
         self.pid = os.getpid()
         self.stopping = False
         self.closers: dict[object, Closer] = {}
@@ -442,7 +383,7 @@ class NotebookRuntime(Runtime):
             if not gate.done():
                 gate.set_result(None)
 
-        work = _Work(coro, leave)
+        work = Work(coro, leave)
         if not self.is_alive:
             self._submit(work)
         ended_by: list[Literal["timeout", "interrupt"]] = []
@@ -536,6 +477,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
+def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log under our own name: asyncio's would be printed, into whichever notebook cell runs at that moment."""
+    error = context.get("exception")
+    _log.error("on the session's loop: %s", context.get("message"), exc_info=error)
+
+
 async def _drain(
     closers: Iterable[Closer], spawned: Iterable[asyncio.Task[object]], limit: float, *, everything: bool
 ) -> None:
@@ -604,7 +551,3 @@ def _interrupts(on_interrupt: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, former)
-
-
-def _name_of(coro: Coroutine[Any, Any, Any]) -> str:
-    return getattr(coro, "__name__", None) or type(coro).__name__

@@ -135,7 +135,9 @@ def test_other_threads_reach_the_notebook_runtime() -> None:
         """
         async def main():
             runtime = get_runtime("notebook")
-            print(await asyncio.to_thread(runtime.run, give("from a thread"), 5))
+            async def where():
+                return threading.current_thread() is threading.main_thread()
+            print("on the kernel's thread:", await asyncio.to_thread(runtime.run, where(), 5))
             loop = asyncio.get_running_loop()
             reached = asyncio.Event()
             def thread():
@@ -149,7 +151,7 @@ def test_other_threads_reach_the_notebook_runtime() -> None:
         runtime = None
         """
     )
-    assert out == "from a thread\nposted\nhere\n"
+    assert out == "on the kernel's thread: True\nposted\nhere\n"
 
 
 def test_the_notebook_runtime_closes_at_the_end_and_not_after_its_loop() -> None:
