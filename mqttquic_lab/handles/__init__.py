@@ -6,7 +6,7 @@ parity test holds names and signatures of both together.
 
 from __future__ import annotations
 
-from mqttquic_lab.handles import aio
+import mqttquic_lab.handles.aio as aio
 from mqttquic_lab.handles.broker import Broker
 from mqttquic_lab.handles.entry import connect, from_env, probe, start_broker
 from mqttquic_lab.handles.feed import Feed

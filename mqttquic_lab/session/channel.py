@@ -29,6 +29,7 @@ from mqttquic_lab.mqtt import (
     check_packet,
     reason_text,
 )
+from mqttquic_lab.session.ending import gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -258,12 +259,7 @@ class PacketChannel:
 
     def gone(self, what: str) -> DisconnectedError:
         """Return a DisconnectedError for a verb that cannot go on, chained to why the connection ended."""
-        why = f": {self.reason}" if self.reason is not None else ": the session was closed"
-        error = DisconnectedError(f"{what}{why}", reason_code=getattr(self.reason, "reason_code", None))
-        error.reason_string = getattr(self.reason, "reason_string", None)
-        error.packet = getattr(self.reason, "packet", None)
-        error.__cause__ = self.reason
-        return error
+        return gone(what, self.reason)
 
     async def wait_closed(self) -> None:
         """Wait until the transport has closed, after :meth:`finish`."""

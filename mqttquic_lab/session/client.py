@@ -7,25 +7,22 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mqttquic_lab.errors import (
-    ConnectError,
-    ConnectRefusedError,
     ConnectTimeoutError,
     DisconnectedError,
     LabError,
-    ProtocolError,
     UsageError,
 )
-from mqttquic_lab.mqtt import ConnectionState, Deliveries, Publish, ReasonCode
+from mqttquic_lab.mqtt import ConnectionState, Deliveries, Publish
 from mqttquic_lab.net.open import open_connection
 from mqttquic_lab.records.handshake import HandshakeReport
 from mqttquic_lab.records.log import MessageLog
 from mqttquic_lab.session.channel import PacketChannel
+from mqttquic_lab.session.connecting import Connecting
 from mqttquic_lab.session.feed import AsyncFeed
 from mqttquic_lab.session.limits import MAX_PACKET_SIZE, ServerLimits, said
 from mqttquic_lab.session.options import SessionOptions, check_timeout
 from mqttquic_lab.session.publishing import Publisher
 from mqttquic_lab.session.receiving import Receiver
-from mqttquic_lab.session.report import ReportFiller
 from mqttquic_lab.session.results import ErrorRecord, SessionStats
 from mqttquic_lab.session.routing import Router
 from mqttquic_lab.session.subscribing import Subscriber, parse_filters
@@ -50,18 +47,6 @@ LONG = 86_400.0
 
 MIN_IDLE_TIMEOUT = 60.0
 """QUIC idle timeout at least, seconds; otherwise three keep-alive intervals, so that MQTT notices first."""
-
-_HINTS: dict[int, str] = {
-    0x84: 'try the other protocol version (version="3.1.1" or "5.0")',
-    0x85: "try another client_id",
-    0x86: "check username and password",
-    0x87: "check username and password, and what this user may do",
-    0x8C: "this client speaks user name and password only",
-    0x95: "the CONNECT is too large: shorten will, properties or credentials",
-    0x9A: "publish the will without retain",
-    0x9B: "lower the will's qos",
-}
-"""What to try for a reason code of CONNACK."""
 
 
 class AsyncSession:
@@ -94,7 +79,6 @@ class AsyncSession:
         self._stats = SessionStats()
         self._errors: tuple[ErrorRecord, ...] = ()  # replaced, never changed: other threads look at it
         self._state: Literal["connecting", "connected", "closed"] = "connecting"
-        self._connack: asyncio.Future[ConnAck] = asyncio.get_running_loop().create_future()
         self._ended = asyncio.Event()
         self._notify: set[AsyncFeed] = set()
         self._router = Router()
@@ -108,7 +92,7 @@ class AsyncSession:
             on_error=self._record,
             on_end=self._on_end,
         )
-        self._filler = ReportFiller(connection, options.level)
+        self._connecting = Connecting(self._channel, options, self.url)
         self._handlers: dict[int, Callable[[Any], None]] = {
             2: self._on_connack,
             4: self._on_acknowledgement,
@@ -218,39 +202,38 @@ class AsyncSession:
             raise
         try:
             async with asyncio.timeout_at(deadline):
-                await session._connect(packet)
+                await session._connecting.ask(packet)
         except TimeoutError:
             error = ConnectTimeoutError(
                 f"{session.url} completed its {connection.transport.upper()} handshake but did not answer CONNECT "
                 f"within {options.timeout} s: is it an MQTT broker?"
             )
-            session._give_up(error)
+            await session._give_up(error, cut=True)
             raise error from None
-        except BaseException as error:
-            session._give_up(error if isinstance(error, LabError) else None)
+        except LabError as error:
+            await session._give_up(error)
+            raise
+        except BaseException:
+            await session._give_up(DisconnectedError("connecting was cancelled"), cut=True)
             raise
         return session
 
-    async def _connect(self, packet: Connect) -> None:
-        """Send CONNECT and wait for an accepting CONNACK."""
-        data = self._channel.send(packet)
-        self._filler.connect_sent(data, packet.client_id)
-        await self._connack
-
-    def _give_up(self, error: LabError | None) -> None:
-        self._channel.finish(error or DisconnectedError("connecting was cancelled"))
-        report = self.handshake
-        report.state, report.error = "failed", str(error) if error is not None else "connecting was cancelled"
+    async def _give_up(self, error: LabError, *, cut: bool = False) -> None:
+        """Leave nothing behind of an attempt that failed; `cut` does not wait for a broker that may not answer."""
+        self._channel.finish(error)
+        if cut:
+            self._connection.abort("the attempt to connect was given up")
+        await self._channel.wait_closed()
+        # Last, because the transport has words of its own for its end.
+        report = self._connection.report
+        report.state, report.error = "failed", str(error)
 
     def _on_connack(self, packet: ConnAck) -> None:
         told: Mapping[str, Any] = packet.properties
         self.client_id = told.get("assigned_client_identifier") or self.client_id
-        self._filler.connack_received(packet, self.client_id)
-        self.trace.emit("mqtt", "packet_received", type="CONNACK", size=len(packet.raw))
-        if packet.reason_code != 0:
-            refusal = _refusal(packet, self.options)
+        refusal = self._connecting.answered(packet, self.client_id)
+        if refusal is not None:
             self._record("broker", refusal)
-            self._settle(refusal)
             self._channel.finish(refusal)
             return
         self.limits = ServerLimits.from_connack(packet, self.options)
@@ -263,14 +246,7 @@ class AsyncSession:
         self._state = "connected"
         self.has_been_connected = True
         self.handshake.state = "connected"
-        if not self._connack.done():
-            self._connack.set_result(packet)
-
-    def _settle(self, error: LabError) -> None:
-        """Fail whoever waits for CONNACK."""
-        if not self._connack.done():
-            self._connack.set_exception(error)
-            self._connack.exception()  # marked as seen: open() may have been cancelled meanwhile
+        self._connecting.accepted()
 
     # What it is
 
@@ -666,30 +642,8 @@ class AsyncSession:
 
     def _on_end(self, reason: LabError | None) -> None:
         self._state = "closed"
-        if not self._connack.done():
-            error = ConnectError(f"{self.url} did not accept the session: {reason or 'it was closed'}")
-            if isinstance(reason, ProtocolError):
-                error.reason_code, error.packet = reason.reason_code, reason.packet
-            error.__cause__ = reason
-            self._settle(error)
+        self._connecting.ended(reason)
         self._publisher.lost()
         self._subscriber.lost()
         self._notify.clear()
         self._ended.set()
-
-
-def _refusal(packet: ConnAck, options: SessionOptions) -> ConnectRefusedError:
-    code = packet.reason_code
-    words = packet.properties.get("reason_string")
-    elsewhere = packet.properties.get("server_reference")
-    hint = _HINTS.get(code)
-    if code in (ReasonCode.USE_ANOTHER_SERVER, ReasonCode.SERVER_MOVED):
-        hint = f"it names {elsewhere!r} instead, which this client does not follow" if elsewhere else None
-    if code == ReasonCode.CLIENT_IDENTIFIER_NOT_VALID and not options.client_id:
-        hint = "it wants a client_id: give one"
-    return ConnectRefusedError(
-        f"the broker refused the connection: {said(code, words)}{f'; {hint}' if hint else ''}",
-        reason_code=code,
-        reason_string=words,
-        packet=packet,
-    )

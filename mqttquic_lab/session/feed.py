@@ -7,7 +7,8 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError, UsageError
+from mqttquic_lab.errors import OperationTimeoutError, UsageError
+from mqttquic_lab.session.ending import gone
 from mqttquic_lab.session.options import check_timeout
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from mqttquic_lab.errors import DisconnectedError, LabError
     from mqttquic_lab.records.log import MessageLog
     from mqttquic_lab.records.message import Message
     from mqttquic_lab.session.client import AsyncSession
@@ -258,7 +260,4 @@ class AsyncFeed:
 
     def _end_error(self, what: str) -> DisconnectedError:
         reason = self._ended[0] if self._ended is not None else None
-        why = f": {reason}" if reason is not None else ": it was unsubscribed, or its session closed"
-        error = DisconnectedError(f"{what}{why}")
-        error.__cause__ = reason
-        return error
+        return gone(what, reason, "it was unsubscribed, or its session closed")
