@@ -224,7 +224,7 @@ class List {
 	}
 }
 
-// NaN leaves a gap; a lonely point shows as a dot, by its round line caps.
+// NaN leaves a gap; a lonely point shows as a dot.
 function path(values, scale = 100) {
 	let d = "", pen = false;
 	values.forEach((v, i) => {
@@ -295,9 +295,7 @@ function render({ model, el }) {
 			later("detail");
 		} else if (kind === "published" && content.n === sent) {
 			busy = false;
-			put($.outcome, content.text);
-			mark($.outcome, "data-tone", content.ok ? "ok" : "bad");
-			later("meta");
+			tell(content.text, content.ok ? "ok" : "bad");
 		} else if (kind === "frozen") {
 			const href = URL.createObjectURL(new Blob([bytesOf(buffers[0])], { type: "text/html" }));
 			h("a", { href, download: content.name }).click();
@@ -465,7 +463,7 @@ function render({ model, el }) {
 	function treeKey(event) {
 		const index = lines.findIndex((node) => node.path === treeAt), node = lines[index], next = tree.step(event, index), { key } = event;
 		if (next !== undefined) return goTo(next);
-		if (!node || !["ArrowRight", "ArrowLeft", "Enter", " "].includes(key)) return undefined;
+		if (!node || !/^(Arrow(Righ|Lef)t|Enter| )$/.test(key)) return undefined;
 		event.preventDefault();
 		if (key === "ArrowRight") return fold(node, true);
 		if (key !== "ArrowLeft") return choose(node);
@@ -547,7 +545,7 @@ function render({ model, el }) {
 		const json = whole && text?.split(/[[{]/).length < 1000 ? parsed(text) : null; // indenting costs depth squared
 		const forms = !row ? {} : {
 			JSON: () => (json ? lined(JSON.stringify(json.value, null, 2)) : whole ? "not JSON" : "not all here: fetch it"),
-			text: () => (text === null ? "not UTF-8 text: see hex" : lined(text)),
+			text: () => (text === null ? "not UTF-8: see hex" : lined(text)),
 			hex: () => hexdump(bytes),
 			properties: () => (detail?.properties || []).map((pair) => pair.map(visible).join("  ")).join("\n") || "no MQTT properties",
 		};
@@ -558,7 +556,7 @@ function render({ model, el }) {
 		put($.fetch, row ? `fetch ${size(Math.min(row.size, 65536))} of ${size(row.size)}` : "");
 		const pairs = !row ? [["", "Click a row or use the arrow keys; Esc lets the newest run again."]] : [["topic", row.topic],
 			["arrived", `${clock(row.t)} UTC`], ["payload", size(row.size) + (whole ? "" : `, first ${size(bytes.length)} here`)],
-			["QoS", `${row.qos}${["", ", retained", ", dup", ", early data"].filter((_, k) => k && row.flags & (2 << k)).join("")}`],
+			["QoS", [row.qos, ...["retained", "dup", "early data"].filter((_, k) => row.flags & (4 << k))].join(", ")],
 			["stream", row.stream < 0 ? "" : row.stream], ["latency", ms(row.ms) && `${ms(row.ms)} ms`], ...(detail?.facts || [])];
 		$.facts.replaceChildren(...pairs.filter((pair) => pair[1] !== "").flatMap(([k, v]) => [h("dt", {}, k), h("dd", {}, visible(v))]));
 	}
@@ -567,8 +565,8 @@ function render({ model, el }) {
 
 	function drawMeta() {
 		const silent = Date.now() - last, gone = silent > STALE && !meta.closed, state = meta.state || {};
-		const banner = gone ? { tone: "warn", text: `No news from the kernel for ${lasted(silent)}: busy, restarting or gone. Seen last:` } : meta.banner;
-		mark(box, "aria-label", visible(meta.label || "live view"));
+		const banner = gone ? { tone: "warn", text: `No news from the kernel for ${lasted(silent)}: busy or gone. Seen last:` } : meta.banner;
+		mark(box, "aria-label", visible(meta.label || ""));
 		mark($.dot, "data-tone", gone ? "warn" : state.tone);
 		put($.word, gone ? "no news" : state.word || "");
 		put($.title, visible(meta.title || ""));
@@ -585,9 +583,9 @@ function render({ model, el }) {
 	}
 
 	function drawFoot() {
-		put($.hsline, visible(meta.handshake || "not known yet"));
+		put($.hsline, visible(meta.handshake || ""));
 		for (const name of ["events", "errors"]) {
-			const item = (it) => h("li", { "data-tone": it.tone || "" }, h("time", {}, clock(it.t, 19)), visible(it.text));
+			const item = (it) => h("li", { "data-tone": it.tone || "" }, h("time", {}, clock(it.t, 19)), ` ${visible(it.text)}`);
 			$[name].replaceChildren(...(meta[name] || []).map(item));
 		}
 		put($.errorstitle, meta.errors?.length ? "errors" : "no errors");
@@ -606,16 +604,20 @@ function render({ model, el }) {
 	function publish(event) {
 		event.preventDefault();
 		busy = true;
-		put($.outcome, "sending…");
-		mark($.outcome, "data-tone", "");
-		say({ kind: "publish", n: ++sent, topic: $.ptopic.value, payload: $.ppayload.value, qos: Number($.pqos.value), retain: $.pretain.checked });
+		tell("sending…", "");
+		say({ kind: "publish", n: ++sent, topic: $.ptopic.value, payload: $.ppayload.value, qos: +$.pqos.value, retain: $.pretain.checked });
+	}
+
+	function tell(text, tone) {
+		put($.outcome, text);
+		mark($.outcome, "data-tone", tone);
 		later("meta");
 	}
 
 	// views/card.py wrote and escaped this: the only markup taken from Python.
 	const drawCard = () => {
 		if ($.hs.open) $.card.innerHTML = model.get("card") || "";
-		$.card.firstElementChild?.classList.toggle("mql-dark", box.dataset.dark === "true");
+		$.card.firstChild?.classList.toggle("mql-dark", box.dataset.dark === "true");
 	};
 
 	// Hosts name themes differently; the background says whether it is dark.

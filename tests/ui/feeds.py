@@ -23,7 +23,7 @@ SECOND = 1_000_000_000
 class FakeFeed:
     def __init__(self, *filters: str, log: MessageLog | None = None, session: Any = None) -> None:
         self.filters = filters or ("plant/#",)
-        self.log = log or MessageLog(decode="json")
+        self.log = MessageLog(decode="json") if log is None else log  # an empty log is false
         self.session = session
         self.is_active = True
 

@@ -44,13 +44,14 @@ async ([source, css, state]) => {
     emit(name, ...values) { (heard[name] || []).slice().forEach((f) => f(...values)); },
     listeners() { return Object.values(heard).reduce((n, list) => n + list.length, 0); },
   };
-  const decode = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+  window.decode = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
   window.model = model;
   window.hear = (content, buffers) => model.emit("msg:custom", content, buffers.map(decode));
   window.drawn = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done())));
   const el = document.createElement("div");
   document.body.append(el);
-  window.leave = await module.render({ model, el });
+  window.again = async () => { window.leave = await module.render({ model, el }); };
+  await again();
 }
 """
 
