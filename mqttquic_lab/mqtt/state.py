@@ -206,6 +206,8 @@ _ROWS: dict[tuple[Role, ConnectionState], dict[PacketKind, Entry]] = {
         ({_K.DISCONNECT}, _S.CLOSED),
         _NOT_CLIENTS,
     ),
+    # Whether CONNECT named a method at all, without which there is no REAUTHENTICATE [MQTT-4.12.0-7], is no matter of
+    # state any more: the connection's owner has to remember it.
     (Role.CLIENT, _S.CONNECTED): _row(
         _SECOND_CONNECT,
         (_CLIENT_TRAFFIC, _S.CONNECTED),
