@@ -22,6 +22,7 @@ from mqttquic_lab.net.stream import Connection, TransportName
 from mqttquic_lab.quic import private
 from mqttquic_lab.quic import report as facts
 from mqttquic_lab.quic.endpoint import plain_address
+from mqttquic_lab.quic.flights import message_name
 from mqttquic_lab.quic.reasons import CloseInfo, disconnected, short_reason
 from mqttquic_lab.quic.table import StreamTable
 from mqttquic_lab.quic.timers import DeadlineTimer, KeepAlive, WriteGatherer
@@ -106,6 +107,7 @@ class QuicConnection(Connection):
         self._closing = False
         self._moved = asyncio.Event()
         self._begun = False
+        self._broken = False
         self._handshake_complete = False
         self._confirmed = False
 
@@ -139,7 +141,7 @@ class QuicConnection(Connection):
     @property
     def local_address(self) -> tuple[str, int]:
         """Our own address now."""
-        return self._endpoint.local_address
+        return self._endpoint.local_address_towards(self.engine.get_peer_address())
 
     @property
     def is_closed(self) -> bool:
@@ -242,6 +244,8 @@ class QuicConnection(Connection):
 
     def call(self, handler: Callable[..., None], *arguments: Any) -> None:
         """Call a handler of the owner; an exception from it ends this connection, and only this one."""
+        if self._broken:
+            return
         try:
             handler(*arguments)
         except Exception as error:  # noqa: BLE001 - a handler's bug must not stop the loop or the other connections
@@ -382,6 +386,13 @@ class QuicConnection(Connection):
 
     def _tls_message(self, message: TlsMessage) -> None:
         self._recorder.message(message.sender, message.type, message.time)
+        self.trace.emit(
+            "tls",
+            "message",
+            direction="sent" if message.sender == self.role else "received",
+            message=message_name(message.type),
+            size=message.size,
+        )
         if message.type == HandshakeType.SERVER_HELLO:
             self.report.timings.setdefault("server_hello", message.time - self.started)
 
@@ -553,6 +564,7 @@ class QuicConnection(Connection):
 
     def _crashed(self, error: Exception, what: str) -> None:
         """End because something raised that should not have."""
+        self._broken = True
         logger.error("%s", what, exc_info=error)
         self.trace.emit("net", "internal_error", what=what, error=repr(error))
         if self.is_closed:

@@ -13,6 +13,7 @@ import errno
 import logging
 import socket
 import struct
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NetworkAddress = Any
-"""What ``recvfrom`` gives: (host, port) or (host, port, flow info, scope id)."""
+"""What ``recvfrom`` gives, (host, port) or (host, port, flow info, scope id); on a socket that is bound to every
+interface followed by a :class:`PacketInfo`, so that replies leave from the address that was asked."""
 
 Datagrams = list[tuple[bytes, NetworkAddress]]
 
 _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
+_IP_PKTINFO: Final = 8  # Linux; Python 3.11 has no name for it
+_IPV6_RECVPKTINFO: Final = getattr(socket, "IPV6_RECVPKTINFO", 49)
+_IPV6_PKTINFO: Final = getattr(socket, "IPV6_PKTINFO", 50)
 
 MAX_READ: Final = 64
 """Datagrams read before the connections work on them."""
@@ -52,6 +57,38 @@ class DatagramReceiver(Protocol):
 
     def transmit(self) -> None:
         """Send what is due."""
+
+
+@dataclass(frozen=True, slots=True)
+class PacketInfo:
+    """Our own address of a path (RFC 3542 section 6.1, ip(7)).
+
+    Attributes
+    ----------
+    level, kind : int
+        Of the control message that carries it.
+    address : bytes
+        The packed IP address.
+    interface : int
+        Index of the interface, which a link-local address needs; else 0.
+    """
+
+    level: int
+    kind: int
+    address: bytes
+    interface: int = 0
+
+    @property
+    def host(self) -> str:
+        """The address as text."""
+        return socket.inet_ntop(socket.AF_INET if len(self.address) == 4 else socket.AF_INET6, self.address)
+
+    @property
+    def control_message(self) -> tuple[int, int, bytes]:
+        """For ``sendmsg``: leave from this address."""
+        if len(self.address) == 4:
+            return self.level, self.kind, struct.pack("=I4s4s", 0, self.address, bytes(4))
+        return self.level, self.kind, struct.pack("=16sI", self.address, self.interface)
 
 
 @dataclass(slots=True)
@@ -127,7 +164,7 @@ class Endpoint:
         self._closed = False
         sock.setblocking(False)
         self._socket = sock
-        self._gso = self._gro = False
+        self._gso = self._gro = self._packet_info = False
         self._prepare(sock)
         self._buffer = bytearray(65_535)
         self._view = memoryview(self._buffer)
@@ -136,15 +173,21 @@ class Endpoint:
     def _prepare(self, sock: socket.socket) -> None:
         # Larger than what is in flight on the loopback; the kernel caps it silently.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        if not hasattr(sock, "recvmsg_into") or not hasattr(sock, "sendmsg"):
+        if not sys.platform.startswith("linux"):
             return
+        if self._peer is None and sock.getsockname()[0] in ("0.0.0.0", "::"):  # noqa: S104 - only a comparison
+            if sock.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            self._packet_info = True
         try:
             sock.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, 0)
             self._gso = True
             sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
             self._gro = True
         except OSError:
-            pass  # not Linux, or an old one
+            pass  # an old kernel
 
     # --- state
 
@@ -154,6 +197,13 @@ class Endpoint:
         if not self._closed:
             self._local_address = plain_address(self._socket.getsockname())
         return self._local_address
+
+    def local_address_towards(self, address: NetworkAddress | None) -> tuple[str, int]:
+        """Our host and port on the path to `address`, which a socket bound to every interface has many of."""
+        host, port = self.local_address
+        if address is not None and isinstance(address[-1], PacketInfo):
+            host = address[-1].host
+        return host, port
 
     @property
     def blocked(self) -> bool:
@@ -192,9 +242,11 @@ class Endpoint:
         now = self._loop.time()
         for _ in range(MAX_READ_GRO if self._gro else MAX_READ):
             try:
-                if self._gro:
-                    size, ancillary, _, address = self._socket.recvmsg_into([self._view], 64)
+                if self._gro or self._packet_info:
+                    size, ancillary, _, address = self._socket.recvmsg_into([self._view], 128)
                     segment = _segment_size(ancillary) or size
+                    if self._packet_info:
+                        address = _with_packet_info(address, ancillary)
                 else:
                     size, address = self._socket.recvfrom_into(self._view)
                     segment = size
@@ -280,13 +332,16 @@ class Endpoint:
                 # A connected socket reaches its peer only (a server's preferred address is not supported).
                 self.counters.datagrams_dropped += 1
                 return 1
-            if count > 1:
+            if count > 1 or self._packet_info:
                 segments = [payload for payload, _ in queue[first : first + count]]
-                ancillary = [(socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", len(data)))]
-                if self._peer is None:
-                    self._socket.sendmsg(segments, ancillary, 0, address)
-                else:
+                ancillary = [(socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", len(data)))] if count > 1 else []
+                if self._peer is not None:
                     self._socket.sendmsg(segments, ancillary)
+                else:
+                    if isinstance(address[-1], PacketInfo):
+                        ancillary.append(address[-1].control_message)
+                        address = address[:-1]
+                    self._socket.sendmsg(segments, ancillary, 0, address)
             elif self._peer is None:
                 self._socket.sendto(data, address)
             else:
@@ -324,8 +379,20 @@ class Endpoint:
 def _segment_size(ancillary: list[tuple[int, int, bytes]]) -> int:
     for level, kind, value in ancillary:
         if level == socket.IPPROTO_UDP and kind == _UDP_GRO:
-            return int.from_bytes(value[:4], "little" if struct.pack("=H", 1)[0] else "big")
+            return int.from_bytes(value[:4], sys.byteorder)
     return 0
+
+
+def _with_packet_info(address: NetworkAddress, ancillary: list[tuple[int, int, bytes]]) -> NetworkAddress:
+    for level, kind, value in ancillary:
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+            return (*address, PacketInfo(level, kind, value[8:12]))
+        if level == socket.IPPROTO_IPV6 and kind == _IPV6_PKTINFO:
+            # The interface is chosen by routing, except for link-local addresses, which mean nothing without it.
+            link_local = value[0] == 0xFE and value[1] & 0xC0 == 0x80
+            interface = int.from_bytes(value[16:20], sys.byteorder) if link_local else 0
+            return (*address, PacketInfo(level, kind, value[:16], interface))
+    return address
 
 
 def plain_address(address: NetworkAddress) -> tuple[str, int]:

@@ -51,6 +51,11 @@ TLS_MESSAGES = {
 """TLS HandshakeType -> the name in RFC 8446 section 4."""
 
 
+def message_name(message_type: int) -> str:
+    """Return the name of a TLS HandshakeType."""
+    return TLS_MESSAGES.get(message_type, f"TLS message {message_type}")
+
+
 @dataclass(slots=True, eq=False)
 class _Open:
     """A flight that may still grow."""
@@ -81,7 +86,7 @@ class FlightRecorder:
 
     def message(self, sender: Side, message_type: int, time: float) -> None:
         """Record a TLS message (HandshakeType) that `sender` sent."""
-        name = TLS_MESSAGES.get(message_type, f"TLS message {message_type}")
+        name = message_name(message_type)
         if self._frozen:
             return
         if name == "ClientHello":

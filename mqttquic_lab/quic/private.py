@@ -11,6 +11,7 @@ through its private attributes. They all stand here, each behind a small functio
   stops reading stops the peer (RFC 9000 section 4.1);
 - after a Retry it sends the same ClientHello again (RFC 9000 section 17.2.5.3) and does not lose what had been sent
   in 0-RTT packets;
+- a peer that announces an idle timeout of zero has none;
 - it measures round-trip times below a millisecond;
 - it offers key shares for X25519, P-256 and P-384 only: X448 costs more than the three together and no broker asks;
 - a server may offer resumption without accepting 0-RTT data.
@@ -79,14 +80,17 @@ class TlsMessage:
         ``"client"`` or ``"server"``.
     type : int
         HandshakeType.
+    size : int
+        Bytes, with its 4-byte header.
     raw : bytes
-        The message with its 4-byte header; kept only for those that hold facts (ClientHello, ServerHello,
-        CertificateVerify), else empty.
+        The message itself; kept only for those that hold facts (ClientHello, ServerHello, CertificateVerify), else
+        empty.
     """
 
     time: float
     sender: Literal["client", "server"]
     type: int
+    size: int
     raw: bytes
 
 
@@ -215,9 +219,17 @@ class Engine(QuicConnection):
         if sender == "client" and message_type == tls.HandshakeType.CLIENT_HELLO and not self._is_client:
             self.early_data_offered = _offers_early_data(raw)
         if len(self.transcript) < MAX_TRANSCRIPT:
-            message = TlsMessage(CLOCK(), sender, message_type, raw if message_type in _KEPT_RAW else b"")
+            message = TlsMessage(CLOCK(), sender, message_type, len(raw), raw if message_type in _KEPT_RAW else b"")
             self.transcript.append(message)
             self.on_message(message)
+
+    # --- time
+
+    def _idle_timeout(self) -> float:
+        # Zero says "no limit" (RFC 9000 section 18.2); aioquic takes it for one of three probe timeouts.
+        if self._remote_max_idle_timeout == 0:
+            self._remote_max_idle_timeout = None
+        return super()._idle_timeout()
 
     # --- flow control (RFC 9000 section 4)
 

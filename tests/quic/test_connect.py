@@ -27,7 +27,6 @@ from tests.helpers.lossy import LossyRelay
 from tests.helpers.quic import Inbox, connected, echo, serving, settle
 
 if TYPE_CHECKING:
-
     from tests.helpers.certs import Identities
 
 

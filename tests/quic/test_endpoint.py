@@ -27,6 +27,9 @@ class Recorder:
         self.pumps = 0
         self.transmits = 0
 
+    def route(self, _data: bytes, _address: Any) -> Recorder:
+        return self
+
     def receive(self, data: bytes, address: Any, now: float) -> None:
         self.received.append(data)
         self.addresses.add(address)
@@ -74,7 +77,7 @@ async def pair() -> Any:
     left, right = Endpoint(bound()), Endpoint(bound())
     for endpoint in (left, right):
         recorder = Recorder()
-        endpoint.route = lambda _data, _address, recorder=recorder: recorder
+        endpoint.route = recorder.route
         endpoint.recorder = recorder  # type: ignore[attr-defined]
     yield left, right
     left.close()
@@ -144,7 +147,6 @@ async def test_a_full_socket_buffer_delays_and_does_not_drop(pair: tuple[Endpoin
     recorder: Recorder = right.recorder  # type: ignore[attr-defined]
     await settle(lambda: len(recorder.received) == len(PAYLOADS))
     assert recorder.received == PAYLOADS
-    assert not left.blocked
     assert waiting.transmits == 1
     assert forgotten.transmits == 0
 

@@ -72,6 +72,7 @@ def test_every_private_name_exists(engines: Engines) -> None:
     [
         ("_initialize", ["self", "peer_cid"]),
         ("_push_crypto_data", ["self"]),
+        ("_idle_timeout", ["self"]),
         ("_write_stream_limits", ["self", "builder", "space", "stream"]),
         ("_write_connection_limits", ["self", "builder", "space"]),
         ("_on_max_stream_data_delivery", ["self", "delivery", "stream"]),
@@ -85,7 +86,13 @@ def test_overridden_methods_have_the_same_shape(name: str, parameters: list[str]
 
 def test_overridden_methods_are_called(engines: Engines) -> None:
     source = inspect.getsource(QuicConnection)
-    for name in ("_initialize", "_push_crypto_data", "_write_stream_limits", "_write_connection_limits"):
+    for name in (
+        "_initialize",
+        "_push_crypto_data",
+        "_idle_timeout",
+        "_write_stream_limits",
+        "_write_connection_limits",
+    ):
         assert f"self.{name}(" in source, f"aioquic no longer calls {name}"
     handler = inspect.signature(tls.Context._handle_reassembled_message)
     assert list(handler.parameters) == ["self", "message_type", "input_buf", "output_buf"]
@@ -193,6 +200,21 @@ def test_why_it_ended(engines: Engines) -> None:
     engines.deliver()
     assert private.close_event(server) == ConnectionTerminated(5, None, "done")
     assert private.closed_by_peer(server)
+
+
+def test_an_idle_timeout_of_zero_means_none(identities: Identities) -> None:
+    pair = Engines(identities)
+    pair.server.configuration.idle_timeout = 0.0001  # rounds to 0 on the wire
+    for _ in range(6):
+        pair.deliver(1)
+    parameters = private.transport_parameters(pair.client, "remote")
+    assert parameters is not None
+    assert parameters.max_idle_timeout == 0
+    assert private.idle_timeout(pair.client) == 60
+    timer = pair.client.get_timer()
+    assert timer is not None
+    assert pair.client._close_at is not None
+    assert pair.client._close_at > pair.now + 50
 
 
 def test_knobs(engines: Engines) -> None:
