@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.records.log import MessageLog
     from mqttquic_lab.records.message import Message
     from mqttquic_lab.session import AsyncFeed
+    from mqttquic_lab.widgets import LiveView
 
 
 class Feed:
@@ -166,7 +167,7 @@ class Feed:
 
     # Showing
 
-    def live(self, **options: Any) -> Any:
+    def live(self, **options: Any) -> LiveView:
         """Open the live view of this feed; needs a notebook. See :class:`mqttquic_lab.widgets.LiveView`."""
         from mqttquic_lab.widgets import LiveView
 

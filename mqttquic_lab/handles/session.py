@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         SessionStats,
     )
     from mqttquic_lab.trace import Trace
+    from mqttquic_lab.widgets import Dashboard
 
 CHUNK = 1000
 CHUNK_BYTES = 1024 * 1024
@@ -363,7 +364,7 @@ class Session:
 
     # Showing
 
-    def dashboard(self, **options: Any) -> Any:
+    def dashboard(self, **options: Any) -> Dashboard:
         """Open the dashboard of this session; needs a notebook. See :class:`mqttquic_lab.widgets.Dashboard`."""
         from mqttquic_lab.widgets import Dashboard
 

@@ -10,6 +10,7 @@ from mqttquic_lab.errors import (
     ConnectTimeoutError,
     DisconnectedError,
     LabError,
+    OperationTimeoutError,
     UsageError,
 )
 from mqttquic_lab.mqtt import ConnectionState, Deliveries, Publish
@@ -557,11 +558,15 @@ class AsyncSession:
 
         Raises
         ------
-        TimeoutError
+        OperationTimeoutError
             It goes on after `timeout` seconds.
         """
-        async with asyncio.timeout(check_timeout(timeout)):
-            await self._ended.wait()
+        seconds = check_timeout(timeout)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
+        except TimeoutError:
+            raise OperationTimeoutError(f"the session is still open after {seconds:g} s") from None
         return self._channel.reason
 
     async def __aenter__(self) -> Self:
