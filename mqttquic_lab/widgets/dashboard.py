@@ -93,7 +93,8 @@ class Dashboard(View):
         session = self._owner()
         if session is None:
             return
-        report: HandshakeReport = getattr(session.handshake, "report", session.handshake)
+        handshake = session.handshake
+        report: HandshakeReport = getattr(handshake, "report", handshake)
         state = str(session.state)
         stats = session.stats
         filters = tuple(text for feed in session.feeds for text in feed.filters)
@@ -173,9 +174,9 @@ class Dashboard(View):
             "state": {"word": word, "tone": tone},
             "chips": [{"text": c.text, "tone": c.kind, "title": c.title} for c in self._chips()],
             "handshake": facts.headline(report) + "".join(f" · {part}" for part in self._agreed()),
-            "waiting": f"Waiting for the first message{subscribed}."
+            "waiting": f"Waiting for the first message{subscribed}. Publish one:"
             if self._filters
-            else "This session has no subscription yet.",
+            else "No subscription yet. Make one:",
             "hint": publish_hint(self._filters) if self._filters else 'feed = session.subscribe("lab/#")',
             "events": list(self._events),
             "errors": self._error_items(),

@@ -17,8 +17,7 @@ export default { render };
 
 const SKELETON = `<div class="mqlab" role="region" data-lm-suppress-shortcuts="true">
 <div class="hd"><span class="dot" data-r="dot"></span><span data-r="word"></span><span class="url" data-r="title"></span>
- <span class="chips" data-r="chips"></span><span class="gap"></span>
- <button data-r="pause" aria-pressed="false" title="stops this picture, not the feed">pause</button>
+ <span class="chips" data-r="chips"></span> <button data-r="pause" aria-pressed="false" title="stops this picture, not the feed">pause</button>
  <button data-r="freeze" title="saves this picture as HTML without scripts">freeze</button></div>
 <div class="banner" role="alert" data-r="banner" hidden></div>
 <details class="hs" data-r="hs"><summary><b>Handshake</b> · <span data-r="hsline"></span></summary><div data-r="card"></div></details>

@@ -103,7 +103,7 @@ class LiveView(View):
             "title": self._title,
             "state": {"word": word if state != "connected" else "live", "tone": tone},
             "chips": [{"text": text} for text in (self._url, self._transport) if text],
-            "waiting": f"Waiting for the first message on {self._title}.",
+            "waiting": f"Waiting for the first message on {self._title}. Publish one:",
             "hint": publish_hint(self._filters),
         }
         if reason:

@@ -94,7 +94,7 @@ def tick(
     rate, quantiles = collector.rates.series(now_ns)
     top = nice_top(float(rate.max()))
     low, high = decades(quantiles)
-    buffers.add("rate", "f4", rate / top * HEADROOM)
+    buffers.add("rate", "f4", rate / top * HEADROOM if totals.received else np.full(rate.shape, np.nan))
     with np.errstate(invalid="ignore"):
         heights = (np.log10(np.maximum(quantiles, 1e-9)) - low) / (high - low) * HEADROOM
     for name, values in zip(("p50", "p95", "p99"), heights.T, strict=True):
@@ -186,7 +186,7 @@ def _rate_plot(collector: Collector, totals: Totals, top: float, now_ns: int) ->
         "label": "messages per second",
         "texts": [["messages/s", rate, ""], ["payload", f"{byte_size(size)}/s", ""]],
         "area": True,
-        "marks": [[0, "0"], [HEADROOM / 2, _short(top / 2)], [HEADROOM, _short(top)]],
+        "marks": [] if not totals.received else [[0, "0"], [HEADROOM / 2, _short(top / 2)], [HEADROOM, _short(top)]],
         "empty": "" if totals.received else "no message yet",
     }
 

@@ -71,6 +71,11 @@ class LivePage:
     def tick(self, tick: Tick) -> None:
         self.hear(*tick)
 
+    def ticks(self, ticks: list[Tick]) -> None:
+        """Deliver many at once, as after a stall of the page."""
+        texts = [[content, [base64.b64encode(data).decode() for data in buffers]] for content, buffers in ticks]
+        self.page.evaluate("(all) => { all.forEach((one) => hear(...one)); return drawn(); }", texts)
+
     def set(self, name: str, value: Any) -> None:
         """Change a trait."""
         self.page.evaluate("([name, value]) => { model.set(name, value); return drawn(); }", [name, value])

@@ -56,7 +56,7 @@ def later(seconds: float) -> int:
 
 
 def columns(content: dict[str, Any], buffers: list[bytes]) -> dict[str, memoryview]:
-    kinds = {"f8": "d", "f4": "f", "u4": "I", "u2": "H", "u1": "B"}
+    kinds: dict[str, Any] = {"f8": "d", "f4": "f", "u4": "I", "u2": "H", "u1": "B"}
     return {
         name: memoryview(data).cast(kinds[kind]) for (name, kind), data in zip(content["columns"], buffers, strict=True)
     }
