@@ -86,6 +86,14 @@ class LossyRelay:
             self._loop.remove_reader(sock)
             sock.close()
 
+    def rebind(self) -> None:
+        """Give every client a new address towards the server, as a NAT does that has forgotten it."""
+        for client, old in self._upstreams.items():
+            self._loop.remove_reader(old)
+            old.close()
+            new = self._upstreams[client] = self._socket()
+            self._loop.add_reader(new, self._from_server, new, client)
+
     def _socket(self) -> socket.socket:
         sock = socket.socket(self._family, socket.SOCK_DGRAM)
         sock.setblocking(False)

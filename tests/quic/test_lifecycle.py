@@ -226,6 +226,30 @@ async def test_ping_ends_with_the_connection(identities: Identities) -> None:
             client.open_stream()
 
 
+# --- the path
+
+
+async def test_the_server_follows_a_client_behind_a_nat_that_forgets(identities: Identities) -> None:
+    async with (
+        serving(identities) as server,
+        LossyRelay(server.listener.addresses[0]) as relay,
+        connected(server, identities, address=Address.of("quic", *relay.address)) as (client, accepted),
+    ):
+        inbox = Inbox(client.control)
+        client.control.write(b"before")
+        stream = await server.stream()
+        theirs = Inbox(stream)
+        await theirs.read(6)
+        before = accepted.peer_address
+        relay.rebind()
+        client.control.write(b"after")
+        assert await theirs.read(5) == b"after"
+        assert accepted.peer_address != before
+        stream.write(bytes(100_000))
+        assert await inbox.read(100_000) == bytes(100_000)
+        assert accepted.refresh_report().peer_address == accepted.peer_address
+
+
 # --- the socket
 
 

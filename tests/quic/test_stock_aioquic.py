@@ -1,0 +1,80 @@
+"""Against aioquic as it comes, which has its own endpoint, timers, windows and ClientHello."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aioquic.asyncio.client import connect
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.asyncio.server import serve
+from aioquic.quic.configuration import QuicConfiguration
+
+from mqttquic_lab.net.address import Address
+from mqttquic_lab.quic.client import open_quic
+from tests.helpers.quic import HANG, Inbox, echo, serving, settle
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.helpers.certs import Identities
+
+SIZE = 500_000
+
+
+async def test_their_client(identities: Identities) -> None:
+    async with serving(identities) as server:
+        server.on_stream = echo
+        configuration = QuicConfiguration(
+            is_client=True, alpn_protocols=["mqtt"], cadata=identities.authority.pem, server_name="localhost"
+        )
+        async with connect("127.0.0.1", server.listener.port, configuration=configuration) as client:
+            reader, writer = await client.create_stream()
+            writer.write(bytes(SIZE))
+            writer.write_eof()
+            async with asyncio.timeout(HANG):
+                assert await reader.read() == bytes(SIZE)
+            [accepted] = server.listener.connections
+            assert accepted.report.key_exchange_group == "SECP256R1"  # what they offer first
+        await settle(lambda: not server.listener.connections)
+
+
+class Echo(QuicConnectionProtocol):
+    """Their server: echoes each stream."""
+
+    def quic_event_received(self, event: Any) -> None:
+        if type(event).__name__ == "StreamDataReceived":
+            self._quic.send_stream_data(event.stream_id, event.data, event.end_stream)
+            self.transmit()
+
+
+@contextlib.asynccontextmanager
+async def their_server(identities: Identities, **options: Any) -> AsyncIterator[int]:
+    configuration = QuicConfiguration(
+        is_client=False,
+        alpn_protocols=["mqtt"],
+        certificate=identities.with_intermediate.certificate,
+        certificate_chain=list(identities.with_intermediate.chain),
+        private_key=identities.with_intermediate.private_key,
+    )
+    server = await serve("127.0.0.1", 0, configuration=configuration, create_protocol=Echo, **options)
+    try:
+        yield server._transport.get_extra_info("sockname")[1]  # type: ignore[union-attr]
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("retry", [False, True])
+async def test_their_server(identities: Identities, retry: bool) -> None:
+    async with their_server(identities, retry=retry) as port:
+        client = await open_quic(Address.of("quic", "127.0.0.1", port), trust=identities.trust)
+        inbox = Inbox(client.control)
+        client.control.write(bytes(SIZE))
+        client.control.end()
+        assert await inbox.read(SIZE) == bytes(SIZE)
+        await inbox.until(lambda: inbox.ended)
+        assert client.report.retry is retry
+        assert len(client.report.verified_chain) == 3
+        await client.close(0, "done")
