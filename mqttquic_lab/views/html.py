@@ -128,10 +128,24 @@ def definition_list(rows: list[tuple[str, str]]) -> str:
 
 @functools.cache
 def stylesheet() -> str:
-    """Return the CSS of all views, every rule of it below ``.mql``."""
+    """Return the CSS of all views, every rule of it below ``.mql``.
+
+    JupyterLab styles what outputs contain (``svg { height: auto }``, ``td { text-align: right }``) with selectors of
+    up to three classes. Ours stand below ``:is(.mql, #mql)``, which counts like an id, so that they win.
+    """
     css = Path(__file__).with_name("views.css").read_text(encoding="utf-8")
     css = re.sub(r"/\*.*?\*/", "", css, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", css).strip()
+    css = re.sub(r"\s+", " ", css).strip()
+    return re.sub(r"[^{}]+(?=\{)", lambda match: ",".join(map(_strengthen, match[0].split(","))), css)
+
+
+def _strengthen(selector: str) -> str:
+    return re.sub(r"^\.mql(?: |(?=-))(?P<below>.+)", _below, selector.strip())
+
+
+def _below(match: re.Match[str]) -> str:
+    below = match["below"]
+    return f":is(.mql,#mql) {f'.mql{below}' if below.startswith('-') else below}"
 
 
 def fragment(body: str, label: str, css: str = "") -> str:

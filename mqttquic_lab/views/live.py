@@ -334,7 +334,7 @@ def _legend(what: str, figures: Sequence[tuple[str, str]]) -> str:
         if name in dashes:
             color, dash = dashes[name]
             key = (
-                '<svg class="mql-key" width="18" height="8" aria-hidden="true">'
+                '<svg class="mql-key" style="width:18px;height:8px" aria-hidden="true">'
                 f'<path d="M1 4h16" class="line c{color}" stroke-dasharray="{dash}"/></svg>'
             )
         parts.append(f"<span>{key}{h.escape(name)} <b>{h.escape(value)}</b></span>")

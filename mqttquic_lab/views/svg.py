@@ -161,7 +161,8 @@ def sparkline(values: Sequence[float], width: int = 70, height: int = 16, color:
     top = max(known, default=0.0)
     paths = _paths(points, width, height - 2, max(top, 1e-12), offset=1)
     return (
-        f'<svg class="mql-spark" width="{width}" height="{height}" viewBox="0 0 {width} {height}" aria-hidden="true">'
+        f'<svg class="mql-spark" style="width:{width}px;height:{height}px" '
+        f'viewBox="0 0 {width} {height}" aria-hidden="true">'
         f'<path d="{paths}" class="line c{color}"/></svg>'
     )
 
@@ -200,9 +201,10 @@ def line_plot(series: Sequence[Series], *, unit: str, span: str, height: int = 1
     )
     newest = ", ".join(f"{one.label} {_last(points)}" for one, points in lines)
     return (
-        f'<svg class="mql-plot" width="100%" height="{height}" role="img" '
+        f'<svg class="mql-plot" style="width:100%;height:{height}px" role="img" '
         f'aria-label="{escape(f"{newest} {unit}, since {span}")}">{"".join(grid)}'
-        f'<svg x="0" y="{above}" width="100%" height="{tall}" viewBox="0 0 1000 100" preserveAspectRatio="none" '
+        f'<svg x="0" y="{above}" width="100%" height="{tall}" style="width:100%;height:{tall}px" '
+        f'viewBox="0 0 1000 100" preserveAspectRatio="none" '
         f'overflow="visible">{paths}</svg>{"".join(labels)}'
         f'<text x="0" y="{height - 3}" class="t3">{escape(span)}</text>'
         f'<text x="100%" y="{height - 3}" class="t3" text-anchor="end">now</text></svg>'
