@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import pytest
 
 import mqttquic_lab as mq
 from mqttquic_lab import cli
+from tests.helpers.jupyter import answers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,10 +167,10 @@ def test_notebook_command_serves_the_quickstart(free_port: int, tmp_path: Path) 
         seen = ""
         for line in process.stdout:
             seen += line
-            if "copy and paste" in line:  # printed once it listens
+            if "copy and paste" in line:
                 break
         assert f":{free_port}/lab/tree/01_quickstart.ipynb" in seen, seen
-        socket.create_connection(("127.0.0.1", free_port), 5).close()
+        assert answers(f"http://localhost:{free_port}/api", process)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.communicate(timeout=20)

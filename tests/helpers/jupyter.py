@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +22,20 @@ SETTINGS: dict[str, dict[str, object]] = {
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight stay in the document
 }
+
+
+def answers(url: str, process: subprocess.Popen[Any], timeout: float = 30) -> bool:
+    """Wait until the server `process` answers at `url`; False if it ended or `timeout` seconds passed."""
+    deadline = time.monotonic() + timeout
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return True
+        except urllib.error.HTTPError:
+            return True  # a refusal is an answer
+        except OSError:
+            time.sleep(0.1)  # nothing to await: a server announces itself by answering
+    return False
 
 
 @contextlib.contextmanager
@@ -54,15 +68,8 @@ def jupyter_lab(root: Path, scratch: Path, timeout: float = 60) -> Iterator[str]
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                with urllib.request.urlopen(url + "/api", timeout=2):
-                    break
-            except (urllib.error.URLError, OSError):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-3000:]}") from None
-                time.sleep(0.1)  # nothing to await: the server announces itself by answering
+        if not answers(url + "/api", process, timeout):
+            raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
         yield url
     finally:
         process.terminate()
