@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from mqttquic_lab.net.address import Address, SocketAddress
     from mqttquic_lab.net.certificates import Trust
+    from mqttquic_lab.quic.profiles import Profile
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for name resolution and handshake together."""
@@ -273,11 +274,19 @@ class _Attempt:
     def start(self, family: socket.AddressFamily, target: SocketAddress) -> QuicConnection:
         """Send the first packet to one address."""
         profile = profile_named(self.profile, str(target[0]))
+        sock = self.connected_socket(family, target)
+        try:
+            return self.begin(sock, target, profile)
+        except BaseException:
+            sock.close()
+            raise
+
+    def connected_socket(self, family: socket.AddressFamily, target: SocketAddress) -> socket.socket:
+        """Return a UDP socket for one address only, so that the kernel reports ICMP's "port unreachable" to us."""
         sock = socket.socket(family, socket.SOCK_DGRAM)
         try:
             if self.local_address is not None:
-                sock.bind(self.local_address)
-            # Connected, so that the kernel reports ICMP's "port unreachable" to us.
+                self.bind(sock, self.local_address)
             sock.connect(target)
         except OSError as error:
             sock.close()
@@ -285,6 +294,18 @@ class _Attempt:
         except BaseException:
             sock.close()
             raise
+        return sock
+
+    def bind(self, sock: socket.socket, local_address: tuple[str, int]) -> None:
+        """Bind to our own address."""
+        try:
+            sock.bind(local_address)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UsageError(f"cannot send from local_address {host_port(*local_address)}: {reason}") from error
+
+    def begin(self, sock: socket.socket, target: SocketAddress, profile: Profile) -> QuicConnection:
+        """Make the connection and send its first packet."""
         recorder = FlightRecorder()
         tracer = QuicTracer("client", self.trace, recorder)
         key = (self.address.host, self.address.port, self.name, self.alpn, self.trust.verify, str(self.anchors))

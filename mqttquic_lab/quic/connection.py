@@ -566,7 +566,7 @@ class QuicConnection(Connection):
         """End because something raised that should not have."""
         self._broken = True
         logger.error("%s", what, exc_info=error)
-        self.trace.emit("net", "internal_error", what=what, error=repr(error))
+        self.trace.emit("net", "internal_error", what=what, error=type(error).__name__)
         if self.is_closed:
             return
         self.engine.close(

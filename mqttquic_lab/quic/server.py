@@ -71,7 +71,7 @@ async def listen_quic(
     idle_timeout: float = IDLE_TIMEOUT,
     handshake_timeout: float = 10.0,
     max_connections: int = 1000,
-    max_handshakes: int = 128,
+    max_handshakes: int = 256,
     retry: bool | None = None,
     early_data: bool = False,
     max_tickets: int = 1024,
@@ -101,7 +101,7 @@ async def listen_quic(
     max_connections : int
         Connections at a time; more are refused with CONNECTION_REFUSED.
     max_handshakes : int
-        Handshakes at a time; more are refused.
+        Handshakes at a time; the first packet of one more is dropped, and the client repeats it.
     retry : bool, optional
         Whether clients must prove their address before anything is kept for them. Default: only while more than half
         of `max_handshakes` are under way.
@@ -124,22 +124,27 @@ async def listen_quic(
         raise UsageError("QUIC needs at least one ALPN protocol: alpn=('mqtt',)")
     profile_named(profile)
     sockets = await bind_udp(host, port)
-    return QuicListener(
-        host,
-        sockets,
-        identity,
-        on_connection,
-        alpn=tuple(alpn),
-        profile=profile,
-        idle_timeout=idle_timeout,
-        handshake_timeout=handshake_timeout,
-        max_connections=max_connections,
-        max_handshakes=max_handshakes,
-        retry=retry,
-        early_data=early_data,
-        max_tickets=max_tickets,
-        trace=trace,
-    )
+    try:
+        return QuicListener(
+            host,
+            sockets,
+            identity,
+            on_connection,
+            alpn=tuple(alpn),
+            profile=profile,
+            idle_timeout=idle_timeout,
+            handshake_timeout=handshake_timeout,
+            max_connections=max_connections,
+            max_handshakes=max_handshakes,
+            retry=retry,
+            early_data=early_data,
+            max_tickets=max_tickets,
+            trace=trace,
+        )
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
 
 
 class QuicListener(Listener):
@@ -152,7 +157,9 @@ class QuicListener(Listener):
     failed : int
         Handshakes that ended early: refused by either side, or too slow.
     refused : int
-        Clients turned away because a limit was reached.
+        Clients turned away because there were too many connections.
+    deferred : int
+        First packets dropped because there were too many handshakes.
     retries : int
         Retry packets sent.
     version_negotiations : int
@@ -180,7 +187,7 @@ class QuicListener(Listener):
         self.transport = "quic"
         self.host = host
         self.port = sockets[0].getsockname()[1]
-        self.accepted = self.failed = self.refused = self.retries = self.version_negotiations = 0
+        self.accepted = self.failed = self.refused = self.deferred = self.retries = self.version_negotiations = 0
         self._identity = identity
         self._on_connection = on_connection
         self._alpn = alpn
@@ -283,7 +290,7 @@ class QuicListener(Listener):
 
     def _greet(self, endpoint: Endpoint, header: QuicHeader, address: NetworkAddress) -> QuicConnection | None:
         """Return a new connection for a client's first packet, or answer with Retry or a refusal."""
-        full = len(self._connections) >= self._max_connections or len(self._handshakes) >= self._max_handshakes
+        full = len(self._connections) >= self._max_connections
         original, retry_source = header.destination_cid, None
         if header.token:
             try:
@@ -306,6 +313,9 @@ class QuicListener(Listener):
                 header, QuicErrorCode.CONNECTION_REFUSED, "the server has reached its limit of connections"
             )
             endpoint.send([(refusal, address)])
+            return None
+        if len(self._handshakes) >= self._max_handshakes:
+            self.deferred += 1
             return None
         return self._accept(endpoint, header.destination_cid, original, retry_source, address)
 

@@ -254,6 +254,7 @@ async def test_a_full_server_says_so(identities: Identities) -> None:
         ({"timeout": -1}, "above 0"),
         ({"profile": "warp"}, "there is no profile 'warp'"),
         ({"local_address": ("::1", 0)}, "no address of the family"),
+        ({"local_address": ("192.0.2.1", 0)}, "cannot send from local_address 192.0.2.1:0"),
     ],
 )
 async def test_unusable_arguments(identities: Identities, options: dict[str, object], words: str) -> None:
