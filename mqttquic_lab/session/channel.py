@@ -20,6 +20,7 @@ from mqttquic_lab.errors import (
     UsageError,
 )
 from mqttquic_lab.mqtt import (
+    MAX_PACKET_SIZE,
     ConnectionState,
     Disconnect,
     KeepAlive,
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from mqttquic_lab.session.results import SessionStats
 
 logger = logging.getLogger("mqttquic_lab.session")
-
-MAX_PACKET_SIZE = 268_435_460
-"""Bytes of the largest control packet there is: 5 of fixed header and 268,435,455 (MQTT 5.0 section 2.1.4)."""
 
 
 class PacketChannel:

@@ -7,20 +7,18 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mqttquic_lab.errors import (
-    ConnectTimeoutError,
-    DisconnectedError,
     LabError,
     OperationTimeoutError,
     UsageError,
 )
-from mqttquic_lab.mqtt import ConnectionState, Deliveries, Publish
-from mqttquic_lab.net.open import open_connection
+from mqttquic_lab.mqtt import MAX_PACKET_SIZE, ConnectionState, Deliveries, Publish
 from mqttquic_lab.records.handshake import HandshakeReport
 from mqttquic_lab.records.log import MessageLog
 from mqttquic_lab.session.channel import PacketChannel
-from mqttquic_lab.session.connecting import Connecting
+from mqttquic_lab.session.connecting import Connecting, checked_connect, deadline_of, open_transport
+from mqttquic_lab.session.ending import farewell
 from mqttquic_lab.session.feed import AsyncFeed
-from mqttquic_lab.session.limits import MAX_PACKET_SIZE, ServerLimits, said
+from mqttquic_lab.session.limits import ServerLimits
 from mqttquic_lab.session.options import SessionOptions, check_timeout
 from mqttquic_lab.session.publishing import Publisher
 from mqttquic_lab.session.receiving import Receiver
@@ -28,7 +26,6 @@ from mqttquic_lab.session.results import ErrorRecord, SessionStats
 from mqttquic_lab.session.routing import Router
 from mqttquic_lab.session.subscribing import Subscriber, parse_filters
 from mqttquic_lab.session.target import Target, resolve_target
-from mqttquic_lab.trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable, Mapping
@@ -42,12 +39,6 @@ if TYPE_CHECKING:
 
 MAX_ERRORS = 100
 """Error records kept; older ones are dropped (``stats.errors`` counts all)."""
-
-LONG = 86_400.0
-"""Seconds that stand for "for ever" where a transport wants a number."""
-
-MIN_IDLE_TIMEOUT = 60.0
-"""QUIC idle timeout at least, seconds; otherwise three keep-alive intervals, so that MQTT notices first."""
 
 
 class AsyncSession:
@@ -155,23 +146,10 @@ class AsyncSession:
         cls, target: Target, options: SessionOptions, *, report: HandshakeReport | None = None
     ) -> AsyncSession:
         """Do what :meth:`open` does, with arguments already checked and a `report` that is filled in any case."""
-        packet = options.connect_packet(target.username, target.password)
-        packet.encode(options.level)  # what cannot be sent is said before a connection is made
-        seconds = check_timeout(options.timeout)
-        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        packet = checked_connect(options, target)
+        deadline = deadline_of(options)
         report = HandshakeReport(url=target.address.url) if report is None else report
-        connection = await open_connection(
-            target.address,
-            trust=target.trust,
-            alpn=tuple(options.alpn),
-            timeout=LONG if seconds is None else seconds,
-            trace=Trace(options.trace_capacity, detail=options.trace_detail),
-            profile=options.profile,
-            idle_timeout=max(MIN_IDLE_TIMEOUT, 3.0 * options.keepalive),
-            local_address=options.local_address,
-            ssl_context=target.ssl_context,
-            report=report,
-        )
+        connection = await open_transport(target, options, report)
         return await cls._begin(connection, options, packet, target.address.url, deadline)
 
     @classmethod
@@ -186,11 +164,7 @@ class AsyncSession:
             See :class:`SessionOptions`; those about the connection have no effect.
         """
         settings = SessionOptions.from_keywords("over", options)
-        packet = settings.connect_packet()
-        packet.encode(settings.level)
-        seconds = check_timeout(settings.timeout)
-        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
-        return await cls._begin(connection, settings, packet, "", deadline)
+        return await cls._begin(connection, settings, checked_connect(settings), "", deadline_of(settings))
 
     @classmethod
     async def _begin(
@@ -201,33 +175,8 @@ class AsyncSession:
         except BaseException:
             connection.abort("the session could not be made")
             raise
-        try:
-            async with asyncio.timeout_at(deadline):
-                await session._connecting.ask(packet)
-        except TimeoutError:
-            error = ConnectTimeoutError(
-                f"{session.url} completed its {connection.transport.upper()} handshake but did not answer CONNECT "
-                f"within {options.timeout} s: is it an MQTT broker?"
-            )
-            await session._give_up(error, cut=True)
-            raise error from None
-        except LabError as error:
-            await session._give_up(error)
-            raise
-        except BaseException:
-            await session._give_up(DisconnectedError("connecting was cancelled"), cut=True)
-            raise
+        await session._connecting.run(packet, deadline)
         return session
-
-    async def _give_up(self, error: LabError, *, cut: bool = False) -> None:
-        """Leave nothing behind of an attempt that failed; `cut` does not wait for a broker that may not answer."""
-        self._channel.finish(error)
-        if cut:
-            self._connection.abort("the attempt to connect was given up")
-        await self._channel.wait_closed()
-        # Last, because the transport has words of its own for its end.
-        report = self._connection.report
-        report.state, report.error = "failed", str(error)
 
     def _on_connack(self, packet: ConnAck) -> None:
         told: Mapping[str, Any] = packet.properties
@@ -616,15 +565,7 @@ class AsyncSession:
         self._subscriber.answered(packet)
 
     def _on_disconnect(self, packet: Disconnect) -> None:
-        words = packet.properties.get("reason_string")
-        elsewhere = packet.properties.get("server_reference")
-        moved = f"; it names {elsewhere!r} instead, which this client does not follow" if elsewhere else ""
-        error = DisconnectedError(
-            f"the broker disconnected: {said(packet.reason_code, words)}{moved}",
-            reason_code=packet.reason_code,
-            reason_string=words,
-            packet=packet,
-        )
+        error = farewell(packet)
         self._record("broker", error)
         self._channel.finish(error)
 

@@ -1,20 +1,38 @@
-"""The exchange of CONNECT and CONNACK (MQTT 5.0 sections 3.1 and 3.2), and the ways in which it fails."""
+"""From a target to an accepting CONNACK (MQTT 5.0 sections 3.1 and 3.2), and the ways in which that fails."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
-from mqttquic_lab.errors import ConnectError, ConnectRefusedError, ProtocolError
+from mqttquic_lab.errors import (
+    ConnectError,
+    ConnectRefusedError,
+    ConnectTimeoutError,
+    DisconnectedError,
+    LabError,
+    ProtocolError,
+)
 from mqttquic_lab.mqtt import ReasonCode
+from mqttquic_lab.net.open import open_connection
 from mqttquic_lab.session.limits import said
+from mqttquic_lab.session.options import check_timeout
 from mqttquic_lab.session.report import ReportFiller
+from mqttquic_lab.trace import Trace
 
 if TYPE_CHECKING:
-    from mqttquic_lab.errors import LabError
     from mqttquic_lab.mqtt import ConnAck, Connect
+    from mqttquic_lab.net.stream import Connection
+    from mqttquic_lab.records.handshake import HandshakeReport
     from mqttquic_lab.session.channel import PacketChannel
     from mqttquic_lab.session.options import SessionOptions
+    from mqttquic_lab.session.target import Target
+
+LONG = 86_400.0
+"""Seconds that stand for "for ever" where a transport wants a number."""
+
+MIN_IDLE_TIMEOUT = 60.0
+"""QUIC idle timeout at least, seconds; otherwise three keep-alive intervals, so that MQTT notices first."""
 
 _HINTS: dict[int, str] = {
     0x84: 'try the other protocol version (version="3.1.1" or "5.0")',
@@ -29,6 +47,36 @@ _HINTS: dict[int, str] = {
 """What to try for a reason code of CONNACK."""
 
 
+def checked_connect(options: SessionOptions, target: Target | None = None) -> Connect:
+    """Return CONNECT; what cannot be sent is said now, before a connection is made."""
+    user, password = (target.username, target.password) if target is not None else (None, None)
+    packet = options.connect_packet(user, password)
+    packet.encode(options.level)
+    return packet
+
+
+def deadline_of(options: SessionOptions) -> float | None:
+    """Return when ``timeout`` runs out, on the running loop's clock."""
+    seconds = check_timeout(options.timeout)
+    return None if seconds is None else asyncio.get_running_loop().time() + seconds
+
+
+async def open_transport(target: Target, options: SessionOptions, report: HandshakeReport) -> Connection:
+    """Connect the transport; see :func:`mqttquic_lab.net.open.open_connection` for what it raises."""
+    return await open_connection(
+        target.address,
+        trust=target.trust,
+        alpn=tuple(options.alpn),
+        timeout=check_timeout(options.timeout) or LONG,
+        trace=Trace(options.trace_capacity, detail=options.trace_detail),
+        profile=options.profile,
+        idle_timeout=max(MIN_IDLE_TIMEOUT, 3.0 * options.keepalive),
+        local_address=options.local_address,
+        ssl_context=target.ssl_context,
+        report=report,
+    )
+
+
 class Connecting:
     """One CONNECT and whoever waits for its answer. On the session's loop only."""
 
@@ -39,19 +87,53 @@ class Connecting:
         self._filler = ReportFiller(channel.connection, options.level)
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def ask(self, packet: Connect) -> None:
-        """Send CONNECT and wait until the broker has accepted.
+    async def run(self, packet: Connect, deadline: float | None) -> None:
+        """Send CONNECT and wait until the broker has accepted; a failure leaves nothing open.
+
+        Parameters
+        ----------
+        packet : Connect
+            What to send.
+        deadline : float or None
+            Until when to wait, on the loop's clock.
 
         Raises
         ------
         ConnectRefusedError
             It answered with a failure code.
+        ConnectTimeoutError
+            It did not answer in time.
         ConnectError
             The connection ended before, or what came was no CONNACK.
         """
-        data = self._channel.send(packet)
-        self._filler.connect_sent(data, packet.client_id)
-        await self._answer
+        try:
+            async with asyncio.timeout_at(deadline):
+                data = self._channel.send(packet)
+                self._filler.connect_sent(data, packet.client_id)
+                await self._answer
+        except TimeoutError:
+            error = ConnectTimeoutError(
+                f"{self._url} completed its {self._channel.connection.transport.upper()} handshake but did not answer "
+                f"CONNECT within {self._options.timeout} s: is it an MQTT broker?"
+            )
+            await self._give_up(error, cut=True)
+            raise error from None
+        except LabError as failure:
+            await self._give_up(failure)
+            raise
+        except BaseException:
+            await self._give_up(DisconnectedError("connecting was cancelled"), cut=True)
+            raise
+
+    async def _give_up(self, error: LabError, *, cut: bool = False) -> None:
+        """Close; `cut` does not wait for a broker that may not answer."""
+        self._channel.finish(error)
+        if cut:
+            self._channel.connection.abort("the attempt to connect was given up")
+        await self._channel.wait_closed()
+        # Last, because the transport has words of its own for its end.
+        report = self._channel.connection.report
+        report.state, report.error = "failed", str(error)
 
     def answered(self, packet: ConnAck, client_id: str) -> ConnectRefusedError | None:
         """Take CONNACK in; returns the refusal if it is one."""

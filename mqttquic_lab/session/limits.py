@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mqttquic_lab.errors import PublishError, SubscribeError, UsageError
-from mqttquic_lab.mqtt import ReasonCode, reason_text, split_shared
+from mqttquic_lab.mqtt import MAX_PACKET_SIZE, ReasonCode, reason_text, split_shared
 
 if TYPE_CHECKING:
-    from mqttquic_lab.mqtt import ConnAck, Subscription, Version
+    from mqttquic_lab.mqtt import ConnAck, Subscription
     from mqttquic_lab.session.options import SessionOptions
-
-MAX_PACKET_SIZE = 268_435_460
-"""Bytes of the largest control packet there is: 5 of fixed header and 268,435,455 (MQTT 5.0 section 2.1.4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +90,3 @@ def said(reason_code: int, reason_string: str | None) -> str:
     """Return a reason in words: ``Not authorized (0x87): the broker's own words``."""
     words = f"{reason_text(reason_code)} (0x{reason_code:02x})"
     return f"{words}: {reason_string}" if reason_string else words
-
-
-def version_hint(version: Version) -> str:
-    """Return the other version, as an option to try."""
-    return 'version="3.1.1"' if version == 5 else 'version="5.0"'
