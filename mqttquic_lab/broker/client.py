@@ -402,8 +402,6 @@ class Client(Holdable):
         self.connection.on_stream = lambda stream: stream.reset(0)
         if self.stream is not None:
             self.stream.on_data = self.stream.on_end = self.stream.on_reset = _ignore
-            if self._reasons:
-                self.stream.resume_reading()  # else the peer's FIN might never be seen
             self.outbox.close()
         will, self._will = self._will, None
         self._server.connection_ended(self, will)

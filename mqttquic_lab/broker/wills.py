@@ -40,7 +40,7 @@ class Wills:
     def connection_lost(self, session: Session, will: Will) -> None:
         """Publish a will, or let it wait for its delay."""
         delay = will.properties.get("will_delay_interval", 0)
-        if delay and session.expiry_interval:
+        if delay:  # a session that ends with its connection ends the delay as well, right after this
             handle = self._clock.call_later(delay, self.session_ended, session)
             self._waiting[session] = (will, handle)
         else:

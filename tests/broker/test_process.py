@@ -153,7 +153,7 @@ async def test_a_parent_that_forgets_it_gets_no_warning() -> None:
     )
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-X", "dev", "-c", code],
+        [sys.executable, "-W", "always::ResourceWarning", "-c", code],
         capture_output=True,
         text=True,
         timeout=30,

@@ -197,3 +197,21 @@ async def test_a_change_while_they_are_brought_is_not_overtaken_by_the_old_one(b
             subscriber.send(PubAck(packet.packet_id))
     assert sorted(seen) == topics
     assert all(b"old" not in values[values.index(b"new") :] for values in seen.values())
+
+
+async def test_unsubscribing_stops_them(bench: Bench) -> None:
+    publisher = await bench.join("p")
+    for number in range(10):
+        await publisher.publish(f"a/{number}", b"x", 1, retain=True)
+    subscriber = await bench.join("s", receive_maximum=1)
+    await subscriber.subscribe("a/+", qos=1)
+    message: Publish | None = await subscriber.message(acknowledge=False)
+    assert await subscriber.unsubscribe("a/+") == [0]
+    count = 0
+    while message is not None:
+        count += 1
+        assert message.packet_id is not None
+        subscriber.send(PubAck(message.packet_id))
+        packets = await subscriber.sync()
+        message = packets[0] if packets and isinstance(packets[0], Publish) else None
+    assert count == 2  # the one sent and the one that waited already

@@ -133,13 +133,14 @@ async def test_a_client_that_does_not_take_its_answers_is_not_read(make_bench: M
     await bench.server.wait_for(lambda: bench.server.stats().bytes_in == seen + len(sent))
 
 
-async def test_a_held_publisher_is_not_taken_for_dead(bench: Bench) -> None:
+async def test_a_held_publisher_is_not_taken_for_dead(make_bench: MakeBench) -> None:
+    bench = await make_bench(slow_consumer_grace=10)
     slow, publisher = await bench.join("slow"), await bench.join("p", keepalive=1)
     await slow.subscribe("a")
     stop_reading(slow)
     await flood(bench, publisher, 100)
     assert publisher.connection.control.peer.reading_paused  # type: ignore[attr-defined]
-    bench.clock.advance(0.4)
+    bench.clock.advance(5)
     publisher.send(PingReq())
     slow.connection.control.resume_reading()
     for _ in range(100):
@@ -153,6 +154,9 @@ async def test_a_client_that_takes_nothing_is_dead_by_its_keep_alive(make_bench:
     await slow.subscribe("a")
     stop_reading(slow)
     await flood(bench, publisher, 100)
+    bench.clock.advance(bench.server.config.slow_consumer_grace)
+    await bench.server.wait_for(lambda: bench.server.stats().messages_in == 100)
+    assert slow.connection.control.peer.reading_paused  # type: ignore[attr-defined]
     for _ in range(3):  # each round gives the dead one the benefit of the doubt at most once
         bench.clock.advance(15)
     await bench.server.wait_for(lambda: "slow" not in {client.client_id for client in bench.server.clients()})

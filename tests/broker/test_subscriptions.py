@@ -128,6 +128,7 @@ async def test_routes_follow_every_change(bench: Bench) -> None:
     await back.unsubscribe("a")
     assert await publisher.publish("a", b"5", 1) == 0x10
     assert await back.sync() == []
+    assert bench.server.stats().dropped_qos0 == 0  # which a message to a client that is gone would count as
 
 
 async def test_the_number_of_subscriptions_is_bounded(make_bench: MakeBench) -> None:
