@@ -81,13 +81,12 @@ async def probe(
 async def start_broker(
     *,
     process: bool = False,
-    runtime: Literal["thread", "notebook"] | Runtime | None = None,
     timeout: float | str | None = 30.0,
     **options: Any,
 ) -> Broker:
     """See :func:`mqttquic_lab.start_broker`."""
-    config = plan_broker(options, {"process", "runtime", "timeout"})
-    home = broker_runtime(runtime)
+    config = plan_broker(options, {"process", "timeout"})
+    home = broker_runtime()
     catch: Catch[BrokerServer | BrokerProcess] = Catch(home)
     seconds = check_timeout(timeout)
 

@@ -136,7 +136,6 @@ def probe(
 def start_broker(
     *,
     process: bool = False,
-    runtime: Literal["thread", "notebook"] | Runtime | None = None,
     timeout: float | str | None = 30.0,
     **options: Any,
 ) -> Broker:
@@ -148,9 +147,8 @@ def start_broker(
     Parameters
     ----------
     process : bool
-        Run it in a process of its own, so that the two ends do not share one interpreter lock.
-    runtime : {"thread", "notebook"} or Runtime, optional
-        Where it lives in this process; by default on a thread of its own, apart from the sessions.
+        Run it in a process of its own, so that the two ends do not share one interpreter lock. Otherwise it runs on a
+        thread of its own, apart from the sessions: whoever waits for a broker must not be what keeps it from answering.
     timeout : float, str or None
         Seconds until it must listen.
     **options
@@ -164,8 +162,8 @@ def start_broker(
     PortInUseError
         A port that was asked for is taken.
     """
-    config = plan_broker(options, {"process", "runtime", "timeout"})
-    home = broker_runtime(runtime)
+    config = plan_broker(options, {"process", "timeout"})
+    home = broker_runtime()
     catch: Catch[BrokerServer | BrokerProcess] = Catch(home)
 
     async def start_broker() -> BrokerServer | BrokerProcess:

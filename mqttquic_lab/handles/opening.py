@@ -93,10 +93,8 @@ def make_broker(config: BrokerConfig, process: bool) -> BrokerServer | BrokerPro
     return BrokerProcess(config) if process else BrokerServer(config)
 
 
-def broker_runtime(runtime: Any) -> Runtime:
-    """Return where a broker lives: on the brokers' own thread, unless told otherwise."""
-    if runtime is not None:
-        return get_runtime(runtime)
+def broker_runtime() -> Runtime:
+    """Return where brokers live: on a thread of their own."""
     with _lock:
         return ThreadRuntime.running(BROKER_THREAD) or ThreadRuntime(BROKER_THREAD)
 

@@ -257,6 +257,18 @@ def test_version_is_that_of_the_project() -> None:
     assert mq.__version__ == project["project"]["version"]
 
 
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of its own, with every warning an error."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+        cwd=Path(__file__).parents[2],
+    )
+
+
 def test_plain_mqtt_needs_neither_aioquic_nor_pandas() -> None:
     code = (
         "import sys, mqttquic_lab as mq\n"
@@ -265,12 +277,53 @@ def test_plain_mqtt_needs_neither_aioquic_nor_pandas() -> None:
         "heavy = {'pandas', 'aioquic', 'ipywidgets', 'IPython', 'anywidget', 'nest_asyncio'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-        cwd=Path(__file__).parents[2],
-    )
+    done = run(code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_the_end_of_the_process_says_goodbye(broker: mq.Broker) -> None:
+    with mq.connect(broker) as watcher:
+        wills = watcher.subscribe("will")
+        code = (
+            "import mqttquic_lab as mq\n"
+            f"session = mq.connect({broker.url!r}, ca_file={str(broker.ca_file)!r}, will=mq.Will('will', b'died'))\n"
+            "session.publish('a', 'x', qos=1)\n"
+            "own = mq.start_broker(quic_port=0, tls_port=0, tcp_port=0); other = mq.connect(own)\n"
+            "other.on_message = print\n"
+        )
+        done = run(code)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        until(broker, lambda: len(ids(broker)) == 1)
+        watcher.ping()
+        assert wills.total == 0  # it said DISCONNECT
+
+
+NOTEBOOK = """
+import asyncio, warnings
+warnings.filterwarnings("ignore", category=DeprecationWarning)  # nest_asyncio's
+import mqttquic_lab as mq
+
+async def cell(url, ca_file):
+    with mq.connect(url, ca_file=ca_file, runtime="notebook") as session:
+        assert session._runtime.loop is asyncio.get_running_loop()
+        feed = session.subscribe("nb", 1)
+        session.publish("nb", b"1", 1)
+        assert feed.wait(1) == 1
+        await session.aio.publish("nb", b"2", 2)
+        assert feed.wait(2) == 2
+        assert [message.payload for _, message in zip(range(2), feed)] == [b"1", b"2"]
+        assert session.publish_many((("nb", n) for n in range(1500)), qos=1).count == 1500
+        assert session.handshake.round_trips == 2
+        try:
+            feed.wait(5000, timeout=0.05)
+        except mq.OperationTimeoutError:
+            print("timed out")
+    assert session.state == "closed"
+
+asyncio.run(cell(*ARGUMENTS))
+"""
+
+
+def test_the_notebooks_own_loop(broker: mq.Broker) -> None:
+    done = run(f"ARGUMENTS = {(broker.url, str(broker.ca_file))!r}\n{NOTEBOOK}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "timed out\n", "")
