@@ -1,4 +1,4 @@
-// The live view: one ES module, shared by LiveView and Dashboard (live.py, dashboard.py).
+// The live view, shared by LiveView and Dashboard: one ES module.
 //
 // Python sends "tick" messages, ten a second at most, with binary columns (ticks.py). This side keeps a bounded ring of
 // the newest rows and draws in requestAnimationFrame. What came from the network becomes text nodes, never markup.
@@ -15,7 +15,7 @@ let views = 0;
 
 export default { render };
 
-const SKELETON = `<div class="mqlab" role="region" data-lm-suppress-shortcuts="true">
+const SKELETON = `<div class="mqlab" role="region">
 <div class="hd"><span class="dot" data-r="dot"></span><span data-r="word"></span><span class="url" data-r="title"></span>
  <span class="chips" data-r="chips"></span> <button data-r="pause" aria-pressed="false" title="stops this picture, not the feed">pause</button>
  <button data-r="freeze" title="saves this picture as HTML without scripts">freeze</button></div>
@@ -78,7 +78,7 @@ function bytesOf(b) { // a copy: typed arrays need aligned offsets
 }
 
 function columns(spec, buffers) {
-	return Object.fromEntries((spec || []).map(([name, type], i) => [name, new TYPES[type](bytesOf(buffers[i]))]));
+	return Object.fromEntries(spec.map(([name, type], i) => [name, new TYPES[type](bytesOf(buffers[i]))]));
 }
 
 const count = (n) => Math.round(n || 0).toLocaleString("en-US");
@@ -142,7 +142,7 @@ function preview(row) { // one line for the table, kept in the row
 	return row.text;
 }
 
-// The filter box: words, topic filters with + and #, comparisons such as c > 20 or qos = 1; all must hold.
+// The filter box: words, topic filters, comparisons such as c > 20; all must hold.
 
 function topicMatches(filter, topic) {
 	const f = filter.split("/"), t = topic.split("/");
@@ -217,14 +217,14 @@ class List {
 	step(event, index) { // the row that a key moves to, or undefined
 		const page = Math.max(1, Math.floor(this.box.clientHeight / ROW) - 1), n = this.total;
 		const move = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -n, End: n }[event.key];
-		if (!move || event.ctrlKey || event.metaKey || event.altKey) return undefined;
+		if (!move || event.ctrlKey || event.metaKey || event.altKey) return;
 		event.preventDefault();
 		return Math.max(0, Math.min(n - 1, index < 0 ? 0 : index + move));
 	}
 }
 
 // NaN leaves a gap; a lonely point shows as a dot.
-function path(values, scale = 100) {
+function path(values = [], scale = 100) {
 	let d = "", pen = false;
 	values.forEach((v, i) => {
 		if (!Number.isNaN(v)) d += `${pen ? "L" : "M"}${i} ${(100 - v * scale).toFixed(1)}${pen ? "" : "h.01"}`;
@@ -248,8 +248,8 @@ function drawPlot(node, lines, told) {
 		put(tick, ruler(i)[1]);
 		tick.style.top = `${100 - 100 * ruler(i)[0]}%`;
 	});
-	all(".line").forEach((line, i) => mark(line, "d", lines[i] ? path(lines[i]) : ""));
-	mark(one(".area"), "d", told.area && lines[0] ? `M0 100${path(lines[0]).replace("M", "L").replace("h.01", "")}L118 100Z` : "");
+	all(".line").forEach((line, i) => mark(line, "d", path(lines[i])));
+	mark(one(".area"), "d", told.area ? `M0 100${path(lines[0]).replace("M", "L").replace("h.01", "")}L118 100Z` : "");
 	put(one(".none"), told.empty || "");
 	mark(one("svg"), "aria-label", `${told.label}, last 60 s. ${told.empty || texts.map((t) => t.slice(0, 2).join(" ")).join(", ")}`);
 }
@@ -325,7 +325,7 @@ function render({ model, el }) {
 			base = ring;
 			shown = match ? ring.filter(match) : ring;
 		} else if (!again) {
-			// What is looked at stays: rows enter above it until the table is twice its size, then they are counted.
+			// What is looked at stays: rows enter above it until the table has twice its size.
 			const enter = added.slice(0, Math.max(0, 2 * capacity - base.length)), passing = match ? enter.filter(match) : enter;
 			base = base.concat(enter);
 			shown = match ? shown.concat(passing) : base;
@@ -462,7 +462,7 @@ function render({ model, el }) {
 	function treeKey(event) {
 		const index = lines.findIndex((node) => node.path === treeAt), node = lines[index], next = tree.step(event, index), { key } = event;
 		if (next !== undefined) return goTo(next);
-		if (!node || !/^(Arrow(Righ|Lef)t|Enter| )$/.test(key)) return undefined;
+		if (!node || !/^(Arrow(Righ|Lef)t|Enter| )$/.test(key)) return;
 		event.preventDefault();
 		if (key === "ArrowRight") return fold(node, true);
 		if (key !== "ArrowLeft") return choose(node);
@@ -621,7 +621,7 @@ function render({ model, el }) {
 
 	// Hosts name themes differently; the background says whether it is dark.
 	function theme() {
-		const [r, g, b] = getComputedStyle(box).backgroundColor.match(/[\d.]+/g);
+		const [r, g, b] = getComputedStyle(box).backgroundColor.match(/[\d.]+/g) || [255];
 		mark(box, "data-dark", 0.3 * r + 0.59 * g + 0.11 * b < 128);
 	}
 
@@ -642,6 +642,8 @@ function render({ model, el }) {
 		node.addEventListener("click", () => { tab = name; later("detail"); });
 		$.tabs.append(node);
 	}
+	// JupyterLab's shortcuts would act on keys pressed here.
+	for (const node of box.querySelectorAll("[tabindex],button,summary,input,select")) node.dataset.lmSuppressShortcuts = true;
 	const drawnTree = () => later("tree");
 	for (const [name, event, handler] of [["filter", "input", refilter], ["topicfilter", "input", drawnTree], ["tree", "scroll", drawnTree],
 		["rows", "scroll", scrolled], ["grid", "keydown", rowKey], ["tree", "keydown", treeKey], ["form", "submit", publish], ["hs", "toggle", drawCard],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mqttquic_lab.errors import UsageError
 from mqttquic_lab.views.html import shorten
+from mqttquic_lab.views.quantities import time_of_day
 from mqttquic_lab.widgets.collector import Collector, describe
 from mqttquic_lab.widgets.freeze import FrozenView, file_name
 from mqttquic_lab.widgets.ticks import tick
@@ -215,7 +216,7 @@ class View:
             self._thread.join(CLOSE_TIMEOUT)
         with self._lock:
             if not self._closed:
-                self._end(time.time_ns(), "View closed: this is what was seen last.", tone="idle")
+                self._end(time.time_ns(), "View closed. This was seen last.", tone="idle")
             if remove:
                 self.widget.close()
 
@@ -351,7 +352,7 @@ class View:
 
     def _end(self, now: int, why: str, *, tone: str = "warn") -> None:
         """Send the last state, once."""
-        self._ending, self._ending_tone = why, tone
+        self._ending, self._ending_tone = f"{why} ({time_of_day(now)[:8]} UTC)", tone
         try:
             self._update(now, final=True)
             self._last = self._snapshot(now)
@@ -377,6 +378,7 @@ class View:
             extra["notes"] = [{"text": self._note}]
         if self._ending:
             extra["banner"] = {"text": self._ending, "tone": self._ending_tone}
+            extra["state"] = {"word": "stopped", "tone": "muted"}
             extra["can_publish"] = False
         elif self.errors and self.errors[-1].where == "view":
             extra["banner"] = {"text": f"The view had a problem: {self.errors[-1].message}", "tone": "bad"}

@@ -11,6 +11,7 @@ import functools
 import importlib
 import multiprocessing
 import os
+import reprlib
 import shutil
 import signal
 import tempfile
@@ -161,7 +162,10 @@ def _child(results: Connection, module: str, name: str, arguments: dict[str, Any
     try:
         function = getattr(importlib.import_module(module), name)
         function.__wrapped__(**arguments)
-    except BaseException:
-        results.send(traceback.format_exc())
+    except BaseException as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_globals["__name__"] == module]
+        known = {**frames[-1].f_locals} if frames else {}  # no pytest here that would explain an assert
+        values = "".join(f"  {key} = {reprlib.repr(value)}\n" for key, value in known.items())
+        results.send(f"{traceback.format_exc()}\nwith\n{values}")
     else:
         results.send("")

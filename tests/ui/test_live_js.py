@@ -576,7 +576,7 @@ def test_readable_and_whole_at_every_width_in_light_and_dark() -> None:
         with live_page(width=1200, theme=theme, meta=meta) as live:
             live.tick(ticked)
             live.rows().nth(2).click()
-            for width in (1200, 900, 600, 300):
+            for width in (1200, 1000, 900, 600, 300):
                 live.page.set_viewport_size({"width": width, "height": 700})
                 live.drawn()
                 live.browser.screenshot(f"dashboard-{width}-{theme}")
@@ -586,6 +586,12 @@ def test_readable_and_whole_at_every_width_in_light_and_dark() -> None:
                     "e.outerHTML, e.getBoundingClientRect().right]).filter(([, right]) => right > innerWidth)"
                 )
                 assert outside == []
+                cut = live.page.evaluate(
+                    "() => [...document.querySelectorAll('.head span, .tree .row:not([hidden]) > *')].filter((e) => {"
+                    " const frame = e.closest('section').getBoundingClientRect(), own = e.getBoundingClientRect();"
+                    " return own.width && own.right > frame.right + 1; }).map((e) => e.outerHTML)"
+                )
+                assert cut == []
             ratios = live.page.evaluate(CONTRAST)
             assert len(ratios) > 15
             assert {name: ratio for name, ratio in ratios.items() if ratio < 4.5} == {}

@@ -260,6 +260,7 @@ def test_the_thread_sends_what_arrives_and_ends_with_close(comm_of: CommOf) -> N
     assert comm.sent("tick")[-1][0]["status"]["received"] == 2  # the last state is whole
     assert view.widget.meta["closed"] is True
     assert "closed" in view.widget.meta["banner"]["text"]
+    assert view.widget.meta["state"] == {"word": "stopped", "tone": "muted"}
     before = len(comm.messages)
     view.close()
     assert not view.refresh()
