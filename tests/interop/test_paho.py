@@ -7,17 +7,16 @@ import contextlib
 import ssl
 from typing import TYPE_CHECKING, Any
 
+import paho.mqtt.client as paho
 import pytest
+from paho.mqtt import packettypes, subscribeoptions
+from paho.mqtt import properties as paho_properties
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.interop.conftest import Listening
 
-paho = pytest.importorskip("paho.mqtt.client")
-subscribeoptions = pytest.importorskip("paho.mqtt.subscribeoptions")
-packettypes = pytest.importorskip("paho.mqtt.packettypes")
-paho_properties = pytest.importorskip("paho.mqtt.properties")
 
 VERSIONS = {"3.1.1": 4, "5.0": 5}
 PATIENCE = 15.0
