@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import importlib.util
 import os
 import shutil
 import signal
@@ -148,10 +149,8 @@ def notebook_folder() -> Path:
 
 
 def _notebook(arguments: argparse.Namespace) -> int:
-    try:
-        import jupyterlab  # noqa: F401
-    except ImportError:
-        raise LabError("JupyterLab is not installed; do: pip install 'mqttquic-lab[notebook]'") from None
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise LabError("JupyterLab is not installed; do: pip install 'mqttquic-lab[notebook]'")
     folder = notebook_folder()
     command = [sys.executable, "-m", "jupyter", "lab", f"--ServerApp.root_dir={folder}"]
     if arguments.no_browser:
@@ -256,10 +255,11 @@ def _publish_by_mosquitto(broker: Broker) -> str | None:
 def _publish_by_paho(broker: Broker) -> str | None:
     try:
         import paho.mqtt.client as paho
+        from paho.mqtt.enums import CallbackAPIVersion
     except ImportError:
         return None
     host, port = broker.address("mqtts")
-    client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id="paho", protocol=paho.MQTTv5)
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id="paho", protocol=paho.MQTTv5)
     client.tls_set(ca_certs=str(broker.ca_file))
     client.connect(host, port)
     client.loop_start()
@@ -323,15 +323,17 @@ def _sub(arguments: argparse.Namespace) -> int:
         feed = session.subscribe([(topic, arguments.qos) for topic in arguments.filters], decode="text")
         ends = None if arguments.wait is None else time.monotonic() + arguments.wait
         while arguments.count is None or seen < arguments.count:
+            left = None if ends is None else ends - time.monotonic()
+            if left is not None and left <= 0:
+                break
             try:
-                left = None if ends is None else max(0.0, ends - time.monotonic())
-                for message in feed.messages(timeout=left):
-                    print(f"{message.topic} {_printable(message.payload)}", flush=True)
-                    seen += 1
-                    if arguments.count is not None and seen >= arguments.count:
-                        break
+                message = next(feed.messages(timeout=left), None)
             except OperationTimeoutError:
                 break
+            if message is None:  # the feed has ended
+                break
+            print(f"{message.topic} {_printable(message.payload)}", flush=True)
+            seen += 1
     return 0 if arguments.count is None or seen >= arguments.count else 1
 
 

@@ -7,6 +7,7 @@ import tracemalloc
 from typing import Any
 
 import pandas as pd
+
 from mqttquic_lab.records.log import MessageLog
 
 HELD = 1_000_000

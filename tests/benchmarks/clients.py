@@ -98,8 +98,9 @@ class Paho:
 
     def client(self, target: Target) -> Any:
         import paho.mqtt.client as paho
+        from paho.mqtt.enums import CallbackAPIVersion
 
-        client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+        client: Any = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
         if urlsplit(target.url).scheme == "mqtts":
             client.tls_set(ca_certs=target.ca_file, tls_version=ssl.PROTOCOL_TLS_CLIENT)
         client.max_inflight_messages_set(INFLIGHT)

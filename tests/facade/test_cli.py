@@ -129,7 +129,7 @@ def test_broker_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
     )
     try:
         assert process.stdout is not None
-        lines = []
+        lines: list[str] = []
         while not lines or "Ctrl-C" not in lines[-1]:
             lines.append(process.stdout.readline())
             assert lines[-1], process.communicate()[1]
@@ -148,7 +148,7 @@ def test_notebooks_of_an_installed_package_are_copied_once(tmp_path: Path, monke
     installed.mkdir(parents=True)
     (installed / cli.QUICKSTART).write_text("as shipped")
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "mqttquic_lab" / "cli.py"))
-    monkeypatch.setattr(cli.sysconfig, "get_path", lambda _name: str(tmp_path / "prefix"))
+    monkeypatch.setattr("sysconfig.get_path", lambda _name: str(tmp_path / "prefix"))
     monkeypatch.chdir(tmp_path)
     folder = cli.notebook_folder()
     assert (folder / cli.QUICKSTART).read_text() == "as shipped"

@@ -19,7 +19,7 @@ HARMLESS_STDERR = ("frozen modules", "PYDEVD_DISABLE_FILE_VALIDATION")
 
 def execute(path: Path, *, folder: Path, timeout: float = 120) -> Any:
     """Run every cell in a fresh kernel started in `folder`; returns the executed notebook."""
-    notebook = nbformat.read(path, as_version=4)
+    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     client = NotebookClient(
         notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
