@@ -7,16 +7,20 @@ import contextlib
 import ssl
 from typing import TYPE_CHECKING, Any
 
-import paho.mqtt.client as paho
+import paho.mqtt.client as paho_client
 import pytest
 from paho.mqtt import packettypes, subscribeoptions
-from paho.mqtt import properties as paho_properties
+from paho.mqtt import properties as paho_properties_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.interop.conftest import Listening
 
+
+# Typed in part only, so that strict checking would refuse calls that paho's own manual shows.
+paho: Any = paho_client
+paho_properties: Any = paho_properties_module
 
 VERSIONS = {"3.1.1": 4, "5.0": 5}
 PATIENCE = 15.0
@@ -94,9 +98,9 @@ def running(*clients: Paho) -> Iterator[None]:
     try:
         yield
     finally:
-        for paho_client in clients:
-            paho_client.client.disconnect()
-            paho_client.client.loop_stop()
+        for member in clients:
+            member.client.disconnect()
+            member.client.loop_stop()
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
