@@ -39,7 +39,7 @@ class Caller:
         **kwargs: Any,
     ) -> T:
         """Call `verb` on its loop and wait; `timeout` is the verb's own, of which this one is the backstop."""
-        seconds = check_timeout(timeout)
+        seconds = check_timeout(timeout, zero=True)
         return self.runtime.run(verb(*args, **kwargs), None if seconds is None else seconds + GRACE)
 
     async def hop(self, verb: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> T:

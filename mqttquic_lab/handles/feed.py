@@ -111,7 +111,7 @@ class Feed:
         n : int
             How many in all.
         timeout : float, str or None
-            Seconds; None waits for ever.
+            Seconds; None waits for ever, 0 only looks.
 
         Returns
         -------
@@ -136,7 +136,7 @@ class Feed:
         Parameters
         ----------
         timeout : float, str or None
-            Seconds to wait for each next message; None waits for ever.
+            Seconds to wait for each next message; None waits for ever, 0 yields what is there.
 
         Raises
         ------

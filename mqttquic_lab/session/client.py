@@ -510,7 +510,7 @@ class AsyncSession:
         OperationTimeoutError
             It goes on after `timeout` seconds.
         """
-        seconds = check_timeout(timeout)
+        seconds = check_timeout(timeout, zero=True)
         try:
             async with asyncio.timeout(seconds):
                 await self._ended.wait()

@@ -158,7 +158,7 @@ class AsyncFeed:
         n : int
             How many in all; at once true if they are there already.
         timeout : float or None
-            Seconds; None waits for ever.
+            Seconds; None waits for ever, 0 only looks.
 
         Returns
         -------
@@ -174,7 +174,7 @@ class AsyncFeed:
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
             raise UsageError(f"wait({n!r}): takes the number of messages to wait for")
-        seconds = check_timeout(timeout)
+        seconds = check_timeout(timeout, zero=True)
         came = await self._reach(self._base + n, seconds)
         if self.count >= n:
             return self.count
@@ -185,7 +185,7 @@ class AsyncFeed:
 
     async def wait_next(self, timeout: float | str | None = None) -> bool:
         """Wait until :attr:`cursor` has something to give; False once the feed was ended here (not by a failure)."""
-        seconds = check_timeout(timeout)
+        seconds = check_timeout(timeout, zero=True)
         while self.cursor.is_at_end:
             if self._ended is not None:
                 if self._ended[0] is None:
@@ -204,7 +204,7 @@ class AsyncFeed:
         Parameters
         ----------
         timeout : float or None
-            Seconds to wait for each next message; None waits for ever.
+            Seconds to wait for each next message; None waits for ever, 0 yields what is there.
 
         Raises
         ------

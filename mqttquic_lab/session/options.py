@@ -253,12 +253,15 @@ class SessionOptions:
         )
 
 
-def check_timeout(timeout: float | str | None) -> float | None:
-    """Return `timeout` in seconds; raises UsageError unless it is positive, a string like ``"500ms"``, or None."""
+def check_timeout(timeout: float | str | None, *, zero: bool = False) -> float | None:
+    """Return `timeout` in seconds; raises UsageError unless it is positive, a string like ``"500ms"``, or None.
+
+    With `zero`, 0 is good as well: for verbs that may just look whether something is there.
+    """
     if timeout is None:
         return None
     seconds = parse_seconds(timeout, name="timeout")
-    if seconds == 0:
+    if seconds == 0 and not zero:
         raise UsageError("timeout must be more than 0 seconds, or None to wait for ever")
     return seconds
 

@@ -38,6 +38,17 @@ def test_wait_times_out_and_says_how_many_came(feed: mq.Feed) -> None:
         feed.wait(-1)
 
 
+def test_a_timeout_of_zero_only_looks(feed: mq.Feed) -> None:
+    with pytest.raises(mq.OperationTimeoutError, match="0 of 1"):
+        feed.wait(1, timeout=0)
+    send(feed, "1", "2")
+    assert feed.wait(2, timeout=0) == 2
+    seen = feed.messages(timeout=0)
+    assert [next(seen).value, next(seen).value] == ["1", "2"]
+    with pytest.raises(mq.OperationTimeoutError):
+        next(seen)
+
+
 def test_wait_wakes_up(feed: mq.Feed) -> None:
     timer = threading.Timer(0.05, send, (feed, "1"))
     timer.start()
