@@ -371,11 +371,9 @@ class Session:
         return Dashboard(self, **options)
 
     def __repr__(self) -> str:
-        from mqttquic_lab.views.html import visible
-
         feeds = len(self._core.feeds)
         return (
-            f"<Session {visible(self.client_id)!r} at {self.url}: {self.state}, MQTT {self.version} over "
+            f"<Session {self.client_id[:60]!r} at {self.url}: {self.state}, MQTT {self.version} over "
             f"{self.transport.upper()}, {feeds} feed{'s' * (feeds != 1)}>"
         )
 

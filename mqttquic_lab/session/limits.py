@@ -89,4 +89,10 @@ class ServerLimits:
 def said(reason_code: int, reason_string: str | None) -> str:
     """Return a reason in words: ``Not authorized (0x87): the broker's own words``."""
     words = f"{reason_text(reason_code)} (0x{reason_code:02x})"
-    return f"{words}: {reason_string}" if reason_string else words
+    return f"{words}: {printable(reason_string)}" if reason_string else words
+
+
+def printable(text: str, limit: int = 500) -> str:
+    """Return a peer's words fit for a message on somebody's terminal: shortened, control characters escaped."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:limit])
+    return shown if len(text) <= limit else f"{shown}..."

@@ -33,7 +33,8 @@ MAX_WINDOW = 4096
 """QoS 1 and 2 messages that one ``publish_many`` has under way at most, whatever the broker would take."""
 
 TOPIC_CACHE = 4096
-"""Topic names remembered as valid."""
+CACHED_TOPIC = 512
+"""Topic names remembered as valid, and characters of the longest of them."""
 
 _SENT = PublishResult(0, None, None)
 
@@ -341,7 +342,8 @@ class Publisher:
         check_topic_name(topic)
         if len(self._topics) >= TOPIC_CACHE:
             self._topics.clear()
-        self._topics.add(topic)
+        if len(topic) <= CACHED_TOPIC:
+            self._topics.add(topic)
 
     def _check(
         self, qos: int, retain: bool, properties: Mapping[str, Any] | None, timestamp: bool

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 CACHE_LIMIT = 8192
 """Routes remembered; at the limit all are forgotten, which costs one match per topic to rebuild."""
 
+CACHED_TOPIC = 512
+"""Characters of the longest topic whose route is remembered: long ones would cost too much memory."""
+
+CACHED_IDENTIFIERS = 16
+"""The same for identifiers, of which a PUBLISH may carry any number."""
+
 MAX_IDENTIFIER = 268_435_455
 """Largest Subscription Identifier (MQTT 5.0 section 3.8.2.1.2)."""
 
@@ -139,7 +145,8 @@ class Router:
                 feeds = self._by_topic(topic)
                 if len(self.cache) >= CACHE_LIMIT:
                     self.cache.clear()
-                self.cache[topic] = feeds
+                if len(topic) <= CACHED_TOPIC:
+                    self.cache[topic] = feeds
             return feeds
         key = (topic, retain, *identifiers)
         feeds = self._identified.get(key)
@@ -147,7 +154,8 @@ class Router:
             feeds = self._by_identifier(topic, identifiers, retain)
             if len(self._identified) >= CACHE_LIMIT:
                 self._identified.clear()
-            self._identified[key] = feeds
+            if len(topic) <= CACHED_TOPIC and len(identifiers) <= CACHED_IDENTIFIERS:
+                self._identified[key] = feeds
         return feeds
 
     def _by_topic(self, topic: str) -> tuple[AsyncFeed, ...]:

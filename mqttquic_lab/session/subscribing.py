@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mqttquic_lab.errors import OperationTimeoutError, ProtocolError, SubscribeError, UsageError
 from mqttquic_lab.mqtt import Subscribe, Subscription, Unsubscribe, check_topic_filter
 from mqttquic_lab.session.feed import AsyncFeed
-from mqttquic_lab.session.limits import ServerLimits, said
+from mqttquic_lab.session.limits import ServerLimits, printable, said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -339,7 +339,7 @@ def _refusal(what: str, refused: Sequence[tuple[str, int]], of: int, answer: Sub
     more = f" and {len(refused) - 10} more" if len(refused) > 10 else ""
     rest = f" (the other {of - len(refused)} were given back)" if of > len(refused) and what.startswith("sub") else ""
     return SubscribeError(
-        f"the broker refused to {what} {each}{more}{rest}{f': {words}' if words else ''}",
+        f"the broker refused to {what} {each}{more}{rest}{f': {printable(words)}' if words else ''}",
         reason_code=refused[0][1],
         reason_string=words,
         packet=answer,

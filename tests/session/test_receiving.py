@@ -228,6 +228,19 @@ async def test_the_broker_disconnects() -> None:
         assert await broker.closed() == []  # no DISCONNECT in answer
 
 
+async def test_a_peers_words_do_not_reach_the_terminal_raw() -> None:
+    async with scripted() as (session, broker):
+        words = "\x1b[2J\u202etfel" + "x" * 1000
+        broker.send(Disconnect(0x98, {"reason_string": words}))
+        reason = await hang(session.wait_closed())
+        assert isinstance(reason, DisconnectedError)
+        assert reason.reason_string == words
+        assert "\x1b" not in str(reason)
+        assert "\u202e" not in str(reason)
+        assert "\\x1b[2J" in str(reason)
+        assert len(str(reason)) < 700
+
+
 @pytest.mark.parametrize("how", ["end", "reset", "abort"])
 async def test_the_connection_goes_without_a_word(how: str) -> None:
     async with scripted() as (session, broker):

@@ -163,6 +163,12 @@ def test_routes_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert router.route(f"t/{number}", (1,), False) == (one,)
     assert len(router.cache) <= 10
     assert len(router._identified) <= 10
+    router.cache.clear()
+    router._identified.clear()
+    assert router.route("x" * 600, None, False) == router.route("x" * 600, (1,), False) == (one,)
+    assert router.route("x", tuple(range(1, 100)), False) == (one,)
+    assert not router.cache
+    assert not router._identified
 
 
 def test_a_change_is_seen_at_once() -> None:
