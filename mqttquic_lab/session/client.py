@@ -6,11 +6,7 @@ import asyncio
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from mqttquic_lab.errors import (
-    LabError,
-    OperationTimeoutError,
-    UsageError,
-)
+from mqttquic_lab.errors import LabError, OperationTimeoutError, UsageError
 from mqttquic_lab.mqtt import MAX_PACKET_SIZE, ConnectionState, Deliveries, Publish
 from mqttquic_lab.records.handshake import HandshakeReport
 from mqttquic_lab.records.log import MessageLog

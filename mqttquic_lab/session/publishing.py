@@ -271,7 +271,7 @@ class Publisher:
             bulk.outstanding += 1
             summary.count += 1
             summary.payload_bytes += len(data)
-            if not summary.count % 128:
+            if not summary.count % 128 or channel.stream.pending > HIGH_WATER:
                 await self._let_run(timeout)
         while bulk.outstanding:
             await self._acknowledgements(bulk, timeout)
