@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.helpers.browser import browser, browser_test
+from tests.helpers.browser import ARTIFACTS, browser, browser_test
 from tests.helpers.jupyter import jupyter_lab
 from tests.helpers.peers import require
 
@@ -62,7 +62,8 @@ def test_quickstart_in_jupyterlab(tmp_path: Path, mosquitto_pub: str) -> None:
         page.wait_for_function("() => !document.querySelector('.jp-InputPrompt')?.textContent.includes('*')")
         errors = [output.inner_text() for output in page.locator(ERROR_OUTPUTS).all()]
         opened.screenshot("quickstart-jupyterlab")
-        card.screenshot(path=opened.screenshot("quickstart").parent / "quickstart-card.png")
+        for name, part in (("card", card), ("live", live), ("dashboard", page.locator(".mqlab").last)):
+            part.screenshot(path=ARTIFACTS / f"quickstart-{name}.png")
         assert errors == []
         opened.assert_quiet()
 
