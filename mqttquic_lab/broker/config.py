@@ -34,7 +34,7 @@ class BrokerConfig:
         free one.
     server_names : tuple of str
         Names and addresses put into the certificate beside ``localhost``, ``127.0.0.1``, ``::1`` and `host`.
-    profile : {"realistic", "loopback"}
+    tuning : {"realistic", "loopback"}
         Tuning of the QUIC listener; ``"loopback"`` only between our own client and broker on one machine.
     users : mapping of str to str, optional
         User name -> password. When given, everybody else is refused (reason code 0x86).
@@ -91,7 +91,7 @@ class BrokerConfig:
     tls_port: int | None = None
     tcp_port: int | None = None
     server_names: tuple[str, ...] = ()
-    profile: Literal["realistic", "loopback"] = "realistic"
+    tuning: Literal["realistic", "loopback"] = "realistic"
     users: Mapping[str, str] | None = field(default=None, repr=False)
     authenticate: Authenticate | None = field(default=None, repr=False)
     max_connections: int = 1000
@@ -122,7 +122,7 @@ class BrokerConfig:
         self._need("topic_alias_maximum", 0 <= self.topic_alias_maximum <= 65535, "must be 0 to 65535")
         self._need("max_keepalive", 0 <= self.max_keepalive <= 65535, "must be 0 to 65535 seconds")
         self._need("connect_timeout", self.connect_timeout > 0, "must be more than 0 seconds")
-        self._need("profile", self.profile in ("realistic", "loopback"), 'must be "realistic" or "loopback"')
+        self._need("tuning", self.tuning in ("realistic", "loopback"), 'must be "realistic" or "loopback"')
         for transport in DEFAULT_PORTS:
             port = getattr(self, f"{transport}_port")
             self._need(f"{transport}_port", port is None or 0 <= port <= 65535, "must be 0 to 65535, or None")

@@ -147,7 +147,7 @@ class BrokerServer:
                 number,
                 identity=identity if transport != "tcp" else None,
                 on_connection=self.accept,
-                profile=self.config.profile,
+                tuning=self.config.tuning,
                 max_connections=self.config.max_connections,
             )
 

@@ -46,7 +46,7 @@ async def listen(
     identity: ServerIdentity | None = None,
     on_connection: OnConnection,
     alpn: Sequence[str] = ("mqtt",),
-    profile: str = "realistic",
+    tuning: str = "realistic",
     max_connections: int = MAX_CONNECTIONS,
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
     ssl_context: ssl.SSLContext | None = None,
@@ -70,7 +70,7 @@ async def listen(
         over TCP and TLS at once, with the only one.
     alpn : sequence of str
         Application protocols to accept, best first.
-    profile : {"realistic", "loopback"}
+    tuning : {"realistic", "loopback"}
         Tuning of QUIC.
     max_connections : int
         Connections at a time; further ones are closed at once and counted in ``refused``.
@@ -104,7 +104,7 @@ async def listen(
             identity=identity,
             on_connection=on_connection,
             alpn=alpn,
-            profile=profile,
+            tuning=tuning,
             max_connections=max_connections,
             handshake_timeout=handshake_timeout,
             trace=trace,

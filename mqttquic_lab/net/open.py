@@ -28,7 +28,7 @@ async def open_connection(
     alpn: Sequence[str] = ("mqtt",),
     timeout: float = 10.0,
     trace: Trace | None = None,
-    profile: str = "realistic",
+    tuning: str = "realistic",
     idle_timeout: float = 60.0,
     local_address: LocalAddress | None = None,
     minimum_tls: TlsVersionName = "1.3",
@@ -50,8 +50,8 @@ async def open_connection(
         Seconds for name resolution and all handshakes together.
     trace : Trace, optional
         Trace to use; one of its own by default.
-    profile : {"realistic", "loopback"}
-        Tuning of QUIC; see :mod:`mqttquic_lab.quic.profiles`.
+    tuning : {"realistic", "loopback"}
+        Tuning of QUIC; see :mod:`mqttquic_lab.quic.tuning`.
     idle_timeout : float
         QUIC: seconds without a sign of life after which the connection is given up (RFC 9000 section 10.1).
     local_address : tuple of (str, int), optional
@@ -95,7 +95,7 @@ async def open_connection(
             alpn=alpn,
             timeout=timeout,
             trace=trace,
-            profile=profile,
+            tuning=tuning,
             idle_timeout=idle_timeout,
             local_address=local_address,
             report=report,

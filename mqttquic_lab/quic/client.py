@@ -20,9 +20,9 @@ from mqttquic_lab.quic.connection import QuicConnection
 from mqttquic_lab.quic.endpoint import Endpoint
 from mqttquic_lab.quic.flights import FlightRecorder
 from mqttquic_lab.quic.private import Engine
-from mqttquic_lab.quic.profiles import profile_named
 from mqttquic_lab.quic.reasons import CloseInfo, handshake_failed
 from mqttquic_lab.quic.tracing import QuicTracer
+from mqttquic_lab.quic.tuning import tuning_named
 from mqttquic_lab.records.handshake import HandshakeReport
 from mqttquic_lab.trace import Trace
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from mqttquic_lab.net.address import Address, SocketAddress
     from mqttquic_lab.net.certificates import Trust
-    from mqttquic_lab.quic.profiles import Profile
+    from mqttquic_lab.quic.tuning import Tuning
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for name resolution and handshake together."""
@@ -106,7 +106,7 @@ async def open_quic(
     alpn: Sequence[str] = ("mqtt",),
     timeout: float = CONNECT_TIMEOUT,
     trace: Trace | None = None,
-    profile: str = "realistic",
+    tuning: str = "realistic",
     idle_timeout: float = IDLE_TIMEOUT,
     local_address: tuple[str, int] | None = None,
     keep_alive: bool = True,
@@ -128,8 +128,8 @@ async def open_quic(
         Seconds for name resolution and handshake together.
     trace : Trace, optional
         Receives QUIC events.
-    profile : str
-        ``"realistic"`` or ``"loopback"`` (:mod:`mqttquic_lab.quic.profiles`).
+    tuning : str
+        ``"realistic"`` or ``"loopback"`` (:mod:`mqttquic_lab.quic.tuning`).
     idle_timeout : float
         Seconds; the connection is given up when nothing was heard for so long, or for the peer's idle timeout if that
         is shorter.
@@ -166,13 +166,13 @@ async def open_quic(
         raise UsageError("QUIC needs at least one ALPN protocol: alpn=('mqtt',)")
     if idle_timeout <= 0 or timeout <= 0:
         raise UsageError("timeout and idle_timeout are seconds and above 0")
-    profile_named(profile)
+    tuning_named(tuning)
     attempt = _Attempt(
         address=address,
         trust=trust,
         alpn=tuple(alpn),
         trace=trace if trace is not None else Trace(),
-        profile=profile,
+        tuning=tuning,
         idle_timeout=idle_timeout,
         local_address=local_address,
         keep_alive=keep_alive,
@@ -201,7 +201,7 @@ class _Attempt:
     trust: Trust
     alpn: tuple[str, ...]
     trace: Trace
-    profile: str
+    tuning: str
     idle_timeout: float
     local_address: tuple[str, int] | None
     keep_alive: bool
@@ -273,10 +273,10 @@ class _Attempt:
 
     def start(self, family: socket.AddressFamily, target: SocketAddress) -> QuicConnection:
         """Send the first packet to one address."""
-        profile = profile_named(self.profile, str(target[0]))
+        tuning = tuning_named(self.tuning, str(target[0]))
         sock = self.connected_socket(family, target)
         try:
-            return self.begin(sock, target, profile)
+            return self.begin(sock, target, tuning)
         except BaseException:
             sock.close()
             raise
@@ -304,7 +304,7 @@ class _Attempt:
             reason = error.strerror or str(error)
             raise UsageError(f"cannot send from local_address {host_port(*local_address)}: {reason}") from error
 
-    def begin(self, sock: socket.socket, target: SocketAddress, profile: Profile) -> QuicConnection:
+    def begin(self, sock: socket.socket, target: SocketAddress, tuning: Tuning) -> QuicConnection:
         """Make the connection and send its first packet."""
         recorder = FlightRecorder()
         tracer = QuicTracer("client", self.trace, recorder)
@@ -316,7 +316,7 @@ class _Attempt:
         configuration = QuicConfiguration(
             is_client=True,
             alpn_protocols=list(self.alpn),
-            congestion_control_algorithm=profile.congestion_control,
+            congestion_control_algorithm=tuning.congestion_control,
             idle_timeout=self.idle_timeout,
             max_data=CONNECTION_WINDOW,
             max_stream_data=STREAM_WINDOW,
@@ -345,7 +345,7 @@ class _Attempt:
             Engine(configuration=configuration, session_ticket_handler=ticket_received),
             endpoint,
             role="client",
-            profile=profile,
+            tuning=tuning,
             report=HandshakeReport(url=self.address.url, state="connecting", offered_alpn=self.alpn),
             trace=self.trace,
             recorder=recorder,

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from mqttquic_lab.quic.endpoint import Datagrams, Endpoint, NetworkAddress
     from mqttquic_lab.quic.flights import FlightRecorder, Side
     from mqttquic_lab.quic.private import Engine, TlsMessage
-    from mqttquic_lab.quic.profiles import Profile
     from mqttquic_lab.quic.stream import QuicStream
     from mqttquic_lab.quic.tracing import QuicTracer
+    from mqttquic_lab.quic.tuning import Tuning
     from mqttquic_lab.records.handshake import HandshakeReport
     from mqttquic_lab.trace import Trace
 
@@ -77,7 +77,7 @@ class QuicConnection(Connection):
         endpoint: Endpoint,
         *,
         role: Side,
-        profile: Profile,
+        tuning: Tuning,
         report: HandshakeReport,
         trace: Trace,
         recorder: FlightRecorder,
@@ -93,8 +93,8 @@ class QuicConnection(Connection):
         self.close_info: CloseInfo | None = None
         self.engine = engine
         self._endpoint = endpoint
-        self._profile = profile
-        self._profile_due = False
+        self._tuning = tuning
+        self._tuning_due = False
         self._recorder = recorder
         self._tracer = tracer
         self._tap_on = tracer is not None
@@ -321,8 +321,8 @@ class QuicConnection(Connection):
                 return
             if self._on_connection_id is not None:
                 self._deliver_events()  # new connection ids must be routed before the peer can use them
-            if self._profile_due:
-                self._apply_profile()
+            if self._tuning_due:
+                self._apply_tuning()
         self._table.forget_finished()
         self._timer.arm()
 
@@ -408,7 +408,7 @@ class QuicConnection(Connection):
             report.early_data = "rejected"
         report.state = "connected"
         facts.fill_handshake(report, self.engine)
-        self._profile_due = True
+        self._tuning_due = True
         self._start_keep_alive()
         self._tell_established()
 
@@ -422,14 +422,14 @@ class QuicConnection(Connection):
             self.refresh_report()
             self.call(tell, self)
 
-    def _apply_profile(self) -> None:
-        self._profile_due = False
-        if not self._profile.pacing:
+    def _apply_tuning(self) -> None:
+        self._tuning_due = False
+        if not self._tuning.pacing:
             private.stop_pacing(self.engine)
-        if self._profile.max_datagram_size > 1200:
+        if self._tuning.max_datagram_size > 1200:
             remote = private.transport_parameters(self.engine, "remote")
             limit = (remote.max_udp_payload_size if remote is not None else None) or 65_527
-            private.set_datagram_size(self.engine, min(self._profile.max_datagram_size, limit))
+            private.set_datagram_size(self.engine, min(self._tuning.max_datagram_size, limit))
 
     @property
     def _tap_wanted(self) -> bool:

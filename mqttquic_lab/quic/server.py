@@ -34,8 +34,8 @@ from mqttquic_lab.quic.connection import QuicConnection
 from mqttquic_lab.quic.endpoint import Endpoint, EndpointCounters, plain_address
 from mqttquic_lab.quic.flights import FlightRecorder
 from mqttquic_lab.quic.private import Engine
-from mqttquic_lab.quic.profiles import profile_named
 from mqttquic_lab.quic.tracing import QuicTracer
+from mqttquic_lab.quic.tuning import tuning_named
 from mqttquic_lab.records.handshake import HandshakeReport
 from mqttquic_lab.trace import Trace
 
@@ -67,7 +67,7 @@ async def listen_quic(
     identity: ServerIdentity,
     on_connection: Callable[[Connection], None],
     alpn: Sequence[str] = ("mqtt",),
-    profile: str = "realistic",
+    tuning: str = "realistic",
     idle_timeout: float = IDLE_TIMEOUT,
     handshake_timeout: float = 10.0,
     max_connections: int = 1000,
@@ -92,7 +92,7 @@ async def listen_quic(
         ``connection.on_stream``.
     alpn : sequence of str
         Application protocols to accept, most wanted first.
-    profile : str
+    tuning : str
         ``"realistic"`` or ``"loopback"``; the latter applies to peers on the loopback only, others get ``realistic``.
     idle_timeout : float
         Seconds after which a silent connection is given up (RFC 9000 section 10.1).
@@ -122,7 +122,7 @@ async def listen_quic(
     """
     if not alpn:
         raise UsageError("QUIC needs at least one ALPN protocol: alpn=('mqtt',)")
-    profile_named(profile)
+    tuning_named(tuning)
     sockets = await bind_udp(host, port)
     try:
         return QuicListener(
@@ -131,7 +131,7 @@ async def listen_quic(
             identity,
             on_connection,
             alpn=tuple(alpn),
-            profile=profile,
+            tuning=tuning,
             idle_timeout=idle_timeout,
             handshake_timeout=handshake_timeout,
             max_connections=max_connections,
@@ -174,7 +174,7 @@ class QuicListener(Listener):
         on_connection: Callable[[Connection], None],
         *,
         alpn: tuple[str, ...],
-        profile: str,
+        tuning: str,
         idle_timeout: float,
         handshake_timeout: float,
         max_connections: int,
@@ -191,7 +191,7 @@ class QuicListener(Listener):
         self._identity = identity
         self._on_connection = on_connection
         self._alpn = alpn
-        self._profile = profile
+        self._tuning = tuning
         self._idle_timeout = idle_timeout
         self._handshake_timeout = handshake_timeout
         self._max_connections = max_connections
@@ -353,9 +353,9 @@ class QuicListener(Listener):
         address: NetworkAddress,
     ) -> QuicConnection:
         host, _ = plain_address(address)
-        profile = profile_named(self._profile)
-        if profile.name == "loopback" and not profile.suits(host):
-            profile = profile_named("realistic")
+        tuning = tuning_named(self._tuning)
+        if tuning.name == "loopback" and not tuning.suits(host):
+            tuning = tuning_named("realistic")
         recorder = FlightRecorder()
         trace = self._trace if self._trace is not None else Trace(SERVER_TRACE)
         tracer = QuicTracer("server", trace, recorder) if self._trace is not None else None
@@ -364,7 +364,7 @@ class QuicListener(Listener):
             alpn_protocols=list(self._alpn),
             certificate=self._identity.certificate,
             certificate_chain=list(self._identity.chain),
-            congestion_control_algorithm=profile.congestion_control,
+            congestion_control_algorithm=tuning.congestion_control,
             idle_timeout=self._idle_timeout,
             max_data=CONNECTION_WINDOW,
             max_stream_data=STREAM_WINDOW,
@@ -383,7 +383,7 @@ class QuicListener(Listener):
             engine,
             endpoint,
             role="server",
-            profile=profile,
+            tuning=tuning,
             report=HandshakeReport(state="connecting", peer_address=plain_address(address)),
             trace=trace,
             recorder=recorder,

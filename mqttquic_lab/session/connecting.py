@@ -69,7 +69,7 @@ async def open_transport(target: Target, options: SessionOptions, report: Handsh
         alpn=tuple(options.alpn),
         timeout=check_timeout(options.timeout) or LONG,
         trace=Trace(options.trace_capacity, detail=options.trace_detail),
-        profile=options.profile,
+        tuning=options.tuning,
         idle_timeout=max(MIN_IDLE_TIMEOUT, 3.0 * options.keepalive),
         local_address=options.local_address,
         ssl_context=target.ssl_context,

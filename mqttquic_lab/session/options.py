@@ -95,7 +95,7 @@ class SessionOptions:
     timeout : float, str or None
         Seconds (or a string with a unit, ``"500ms"``) until CONNACK must have arrived, name resolution and handshake
         included. None waits for ever.
-    profile : {"realistic", "loopback"}
+    tuning : {"realistic", "loopback"}
         Tuning of the QUIC endpoint; ``"loopback"`` only towards our own broker on this machine.
     alpn : sequence of str
         Application protocols offered (RFC 7301).
@@ -130,7 +130,7 @@ class SessionOptions:
     verify: bool = True
     server_name: str | None = None
     timeout: float | str | None = 10.0
-    profile: str = "realistic"
+    tuning: str = "realistic"
     alpn: Sequence[str] = ("mqtt",)
     local_address: tuple[str, int] | None = None
     trace_detail: bool = False
@@ -166,8 +166,8 @@ class SessionOptions:
         for name in ("clean_start", "verify", "trace_detail"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be True or False")
-        if self.profile not in ("realistic", "loopback"):
-            raise UsageError(f'profile={self.profile!r}: must be "realistic" (default) or "loopback"')
+        if self.tuning not in ("realistic", "loopback"):
+            raise UsageError(f'tuning={self.tuning!r}: must be "realistic" (default) or "loopback"')
         if isinstance(self.alpn, (str, bytes)) or not self.alpn or not all(isinstance(p, str) and p for p in self.alpn):
             raise UsageError('alpn takes a sequence of protocol names, such as ("mqtt",)')
         self._check_texts()

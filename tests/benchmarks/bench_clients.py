@@ -74,7 +74,7 @@ def contenders() -> Iterator[list[Contender]]:
     with (
         tempfile.TemporaryDirectory() as name,
         mq.start_broker(process=True, **limits) as broker,
-        mq.start_broker(process=True, profile="loopback", **limits) as fast_broker,
+        mq.start_broker(process=True, tuning="loopback", **limits) as fast_broker,
         mosquitto(Path(name)) as other,
     ):
         ca_file = str(broker.ca_file)
@@ -83,7 +83,7 @@ def contenders() -> Iterator[list[Contender]]:
             Contender("paho, TLS, embedded broker", "paho", tls),
             Contender("lab, QUIC, embedded broker", "lab", Target(broker.urls["quic"], ca_file)),
             Contender(
-                "lab, QUIC (loopback profile)",
+                "lab, QUIC (loopback tuning)",
                 "lab",
                 Target(fast_broker.urls["quic"], str(fast_broker.ca_file), "loopback"),
             ),
@@ -102,7 +102,7 @@ def contenders() -> Iterator[list[Contender]]:
 def _start(job: str, contender: Contender, **options: Any) -> subprocess.Popen[str]:
     target = contender.target
     command = [sys.executable, "-m", "tests.benchmarks.worker", job, contender.client, target.url, target.ca_file]
-    return subprocess.Popen([*command, target.profile, json.dumps(options)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([*command, target.tuning, json.dumps(options)], stdout=subprocess.PIPE, text=True)
 
 
 def _result(process: subprocess.Popen[str], timeout: float) -> Any:

@@ -29,7 +29,7 @@ class Target:
 
     url: str
     ca_file: str
-    profile: str = "realistic"
+    tuning: str = "realistic"
 
     @property
     def host_port(self) -> tuple[str, int]:
@@ -50,7 +50,7 @@ class Lab:
     def connect(self, target: Target) -> Any:
         import mqttquic_lab as mq
 
-        return mq.connect(target.url, ca_file=target.ca_file, profile=target.profile)
+        return mq.connect(target.url, ca_file=target.ca_file, tuning=target.tuning)
 
     def receive(self, target: Target, count: int, qos: int, timeout: float) -> dict[str, Any]:
         with self.connect(target) as session:

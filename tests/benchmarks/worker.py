@@ -1,4 +1,4 @@
-"""One job of one client in a process of its own: ``python -m tests.benchmarks.worker JOB CLIENT URL CA PROFILE JSON``.
+"""One job of one client in a process of its own: ``python -m tests.benchmarks.worker JOB CLIENT URL CA TUNING JSON``.
 
 Prints ``ready`` when a receiver's subscription stands, and the job's figures as the last line, in JSON.
 """
@@ -12,8 +12,8 @@ from tests.benchmarks.clients import CLIENTS, Target
 
 
 def main() -> None:
-    job, client, url, ca_file, profile, options = sys.argv[1:]
-    result = getattr(CLIENTS[client], job)(Target(url, ca_file, profile), **json.loads(options))
+    job, client, url, ca_file, tuning, options = sys.argv[1:]
+    result = getattr(CLIENTS[client], job)(Target(url, ca_file, tuning), **json.loads(options))
     print(json.dumps(result), flush=True)
 
 

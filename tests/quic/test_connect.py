@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-@pytest.mark.parametrize("profile", ["realistic", "loopback"])
-async def test_bytes_go_both_ways(identities: Identities, host: str, profile: str) -> None:
-    async with serving(identities, host, profile=profile) as server:
+@pytest.mark.parametrize("tuning", ["realistic", "loopback"])
+async def test_bytes_go_both_ways(identities: Identities, host: str, tuning: str) -> None:
+    async with serving(identities, host, tuning=tuning) as server:
         server.on_stream = echo
-        async with connected(server, identities, profile=profile) as (client, accepted):
+        async with connected(server, identities, tuning=tuning) as (client, accepted):
             inbox = Inbox(client.control)
             client.control.write(b"PING over QUIC")
             assert await inbox.read(14) == b"PING over QUIC"
@@ -252,7 +252,7 @@ async def test_a_full_server_says_so(identities: Identities) -> None:
         ({"alpn": ()}, "at least one ALPN"),
         ({"idle_timeout": 0}, "above 0"),
         ({"timeout": -1}, "above 0"),
-        ({"profile": "warp"}, "there is no profile 'warp'"),
+        ({"tuning": "warp"}, "there is no tuning 'warp'"),
         ({"local_address": ("::1", 0)}, "no address of the family"),
         ({"local_address": ("192.0.2.1", 0)}, "cannot send from local_address 192.0.2.1:0"),
     ],

@@ -25,12 +25,12 @@ def noise(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-@pytest.mark.parametrize("profile", ["realistic", "loopback"])
-async def test_five_megabytes_each_way_in_order(identities: Identities, profile: str) -> None:
+@pytest.mark.parametrize("tuning", ["realistic", "loopback"])
+async def test_five_megabytes_each_way_in_order(identities: Identities, tuning: str) -> None:
     data = noise(5 * MIB)
-    async with serving(identities, profile=profile) as server:
+    async with serving(identities, tuning=tuning) as server:
         server.on_stream = echo
-        async with connected(server, identities, profile=profile) as (client, _):
+        async with connected(server, identities, tuning=tuning) as (client, _):
             inbox = Inbox(client.control)
             rest = memoryview(data)
             while rest:
@@ -268,12 +268,12 @@ async def test_drain_raises_the_reason_of_the_end(identities: Identities) -> Non
             await client.control.drain()
 
 
-@pytest.mark.parametrize("profile", ["realistic", "loopback"])
-async def test_a_reader_that_pauses_stops_the_peer(identities: Identities, profile: str) -> None:
+@pytest.mark.parametrize("tuning", ["realistic", "loopback"])
+async def test_a_reader_that_pauses_stops_the_peer(identities: Identities, tuning: str) -> None:
     total = 3 * STREAM_WINDOW
     async with (
-        serving(identities, profile=profile) as server,
-        connected(server, identities, profile=profile) as (client, _),
+        serving(identities, tuning=tuning) as server,
+        connected(server, identities, tuning=tuning) as (client, _),
     ):
         client.control.write(b"!")
         stream = await server.stream()

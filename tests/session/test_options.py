@@ -32,7 +32,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"timeout": "fast"}, "timeout"),
     ({"clean_start": "yes"}, "clean_start"),
     ({"verify": 0}, "verify"),
-    ({"profile": "fast"}, "realistic"),
+    ({"tuning": "fast"}, "realistic"),
     ({"alpn": "mqtt"}, "alpn"),
     ({"alpn": ()}, "alpn"),
     ({"client_id": 5}, "client_id"),

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     from aioquic.quic.packet_builder import QuicSentPacket
 
-ProfileName = Literal["realistic", "loopback"]
+TuningName = Literal["realistic", "loopback"]
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class Tuning:
     """Settings of the sending side.
 
     Attributes
@@ -34,29 +34,29 @@ class Profile:
     congestion_control : str
         Name under which aioquic knows the controller.
     max_datagram_size : int
-        UDP payload in bytes after the handshake; during it every profile uses 1200.
+        UDP payload in bytes after the handshake; during it every tuning uses 1200.
     pacing : bool
         Whether packets are spread over the round trip (RFC 9002 section 7.7).
     """
 
-    name: ProfileName
+    name: TuningName
     congestion_control: str
     max_datagram_size: int
     pacing: bool
 
     def suits(self, peer: str) -> bool:
-        """Whether the profile may be used towards this IP address."""
+        """Whether the tuning may be used towards this IP address."""
         return self.name == "realistic" or is_loopback(peer)
 
 
-PROFILES: Final[dict[str, Profile]] = {
-    "realistic": Profile("realistic", "reno", 1200, pacing=True),
-    "loopback": Profile("loopback", "mqttquic-lab-loopback", 8192, pacing=False),
+TUNINGS: Final[dict[str, Tuning]] = {
+    "realistic": Tuning("realistic", "reno", 1200, pacing=True),
+    "loopback": Tuning("loopback", "mqttquic-lab-loopback", 8192, pacing=False),
 }
 
 
-def profile_named(name: str, peer: str | None = None) -> Profile:
-    """Return a profile by its name.
+def tuning_named(name: str, peer: str | None = None) -> Tuning:
+    """Return a tuning by its name.
 
     Parameters
     ----------
@@ -70,12 +70,12 @@ def profile_named(name: str, peer: str | None = None) -> Profile:
     UsageError
         Unknown name, or ``loopback`` for a path that is not the loopback.
     """
-    profile = PROFILES.get(name)
-    if profile is None:
-        raise UsageError(f"there is no profile {name!r}: use 'realistic' or 'loopback'")
-    if peer is not None and not profile.suits(peer):
-        raise UsageError(f"profile 'loopback' sends 8 KiB datagrams without pacing: not to {peer}, use 'realistic'")
-    return profile
+    tuning = TUNINGS.get(name)
+    if tuning is None:
+        raise UsageError(f"there is no tuning {name!r}: use 'realistic' or 'loopback'")
+    if peer is not None and not tuning.suits(peer):
+        raise UsageError(f"tuning 'loopback' sends 8 KiB datagrams without pacing: not to {peer}, use 'realistic'")
+    return tuning
 
 
 def is_loopback(host: str) -> bool:
@@ -135,4 +135,4 @@ class LoopbackCongestionControl(QuicCongestionControl):
         """Ignore round-trip times: on the loopback they show the interpreter, not a queue."""
 
 
-register_congestion_control(PROFILES["loopback"].congestion_control, LoopbackCongestionControl)
+register_congestion_control(TUNINGS["loopback"].congestion_control, LoopbackCongestionControl)

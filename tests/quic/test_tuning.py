@@ -1,4 +1,4 @@
-"""Profiles: which path they are for, and what really goes over the wire."""
+"""Tunings: which path they are for, and what really goes over the wire."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mqttquic_lab.errors import UsageError
-from mqttquic_lab.quic.profiles import LoopbackCongestionControl, is_loopback, profile_named
+from mqttquic_lab.quic.tuning import LoopbackCongestionControl, is_loopback, tuning_named
 from tests.helpers.lossy import LossyRelay
 from tests.helpers.quic import Inbox, connected, serving
 
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
     from tests.helpers.certs import Identities
 
 
-@pytest.mark.parametrize(("profile", "size"), [("realistic", 1200), ("loopback", 8192)])
-async def test_datagram_sizes_on_the_wire(identities: Identities, profile: str, size: int) -> None:
+@pytest.mark.parametrize(("tuning", "size"), [("realistic", 1200), ("loopback", 8192)])
+async def test_datagram_sizes_on_the_wire(identities: Identities, tuning: str, size: int) -> None:
     from mqttquic_lab.net.address import Address
 
-    async with serving(identities, profile=profile) as server, LossyRelay(server.listener.addresses[0]) as relay:
+    async with serving(identities, tuning=tuning) as server, LossyRelay(server.listener.addresses[0]) as relay:
         address = Address.of("quic", *relay.address)
-        async with connected(server, identities, address=address, profile=profile) as (client, _):
+        async with connected(server, identities, address=address, tuning=tuning) as (client, _):
             inbox = Inbox(client.control)
             client.control.write(bytes(60_000))
             stream = await server.stream()
             await Inbox(stream).read(60_000)
             stream.write(bytes(60_000))
             await inbox.read(60_000)
-        assert len(relay.to_server[0]) == 1200  # the handshake is the same in every profile
+        assert len(relay.to_server[0]) == 1200  # the handshake is the same in every tuning
         assert max(map(len, relay.to_server)) == max(map(len, relay.to_client)) == size
 
 
-def test_the_loopback_profile_is_for_the_loopback() -> None:
-    assert profile_named("loopback", "127.0.0.9").max_datagram_size == 8192
-    assert profile_named("loopback", "::1").name == "loopback"
+def test_the_loopback_tuning_is_for_the_loopback() -> None:
+    assert tuning_named("loopback", "127.0.0.9").max_datagram_size == 8192
+    assert tuning_named("loopback", "::1").name == "loopback"
     with pytest.raises(UsageError, match=r"not to 10\.0\.0\.1, use 'realistic'"):
-        profile_named("loopback", "10.0.0.1")
-    with pytest.raises(UsageError, match="there is no profile 'fast'"):
-        profile_named("fast")
+        tuning_named("loopback", "10.0.0.1")
+    with pytest.raises(UsageError, match="there is no tuning 'fast'"):
+        tuning_named("fast")
 
 
 @pytest.mark.parametrize(
