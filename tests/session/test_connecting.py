@@ -207,6 +207,25 @@ async def test_disconnect_with_will_of_3_1_1_says_nothing() -> None:
         assert await broker.closed() == []
 
 
+async def test_a_broker_that_takes_nothing_does_not_delay_the_end() -> None:
+    async with scripted() as (session, broker):
+        broker.connection.control.pause_reading()
+        await session.publish("a", b"x")
+        await hang(session.disconnect(timeout=0.05))
+        assert session.connection.is_closed
+
+
+async def test_a_drain_that_the_end_interrupts() -> None:
+    async with scripted() as (session, broker):
+        broker.connection.control.pause_reading()
+        many = asyncio.create_task(session.publish_many([("a", b"x" * 100_000)] * 100))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        broker.connection.abort("power cut")
+        with pytest.raises(DisconnectedError, match="power cut"):
+            await hang(many)
+
+
 @pytest.mark.parametrize("verb", ["publish", "publish_many", "subscribe", "ping"])
 async def test_verbs_of_a_closed_session(verb: str) -> None:
     async with scripted() as (session, _):

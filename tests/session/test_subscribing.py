@@ -101,6 +101,24 @@ async def test_what_the_broker_does_not_serve(missing: str, topic_filter: str) -
         assert await broker.sync(session) == []
 
 
+async def test_a_subscribe_larger_than_the_broker_accepts() -> None:
+    async with scripted(ConnAck(properties={"maximum_packet_size": 50})) as (session, broker):
+        with pytest.raises(UsageError, match=r"SUBSCRIBE has 10. bytes, the broker accepts 50"):
+            await session.subscribe("x" * 93)
+        assert await broker.sync(session) == []
+        assert len(session._deliveries.ids) == 0
+        await subscribed(session, broker, "fits")
+
+
+async def test_every_packet_identifier_in_use() -> None:
+    async with scripted() as (session, broker):
+        while session._deliveries.ids.allocate() is not None:
+            pass
+        with pytest.raises(SubscribeError, match="65535 packet identifiers"):
+            await session.subscribe("a")
+        assert await broker.sync(session) == []
+
+
 @pytest.mark.parametrize("version", [5, 4])
 async def test_refused(version: Version) -> None:
     async with scripted(version=version) as (session, broker):
