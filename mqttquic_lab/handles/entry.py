@@ -19,6 +19,7 @@ from mqttquic_lab.handles.opening import (
 )
 from mqttquic_lab.handles.session import Session
 from mqttquic_lab.session import AsyncSession, SessionOptions
+from mqttquic_lab.session.options import check_timeout
 from mqttquic_lab.session.probe import look_at
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def start_broker(
         A port that was asked for is taken.
     """
     config = plan_broker(options, {"process", "timeout"})
+    seconds = check_timeout(timeout)
     home = broker_runtime()
     catch: Catch[BrokerServer | BrokerProcess] = Catch(home)
 
@@ -172,7 +174,7 @@ def start_broker(
         return catch.made(core)
 
     try:
-        core = Caller(home).call(timeout, start_broker)
+        core = Caller(home).call(seconds, start_broker)
     except BaseException:
         catch.drop()
         raise
