@@ -91,7 +91,7 @@ class Broker:
         """Return :meth:`clients` as a DataFrame."""
         from dataclasses import asdict
 
-        from mqttquic_lab.records.tables import rows_frame
+        from mqttquic_lab.views.frame import rows_frame
 
         return rows_frame([asdict(client) for client in self.clients()])
 
@@ -143,41 +143,17 @@ class Broker:
         return f"<Broker at {', '.join(self.urls.values())}: {count} client{'s' * (count != 1)}>"
 
     def _repr_html_(self) -> str:
-        from mqttquic_lab.handles.html import line, rows
+        from mqttquic_lab.views.summary import broker_html
 
         if self._closed:
-            return line("Broker", "", "closed", "")
-        clients = self.clients()
-        body = ""
-        if clients:
-            head = ("client", "over", "from", "MQTT", "subscriptions", "messages in", "messages out")
-            body = rows(
-                head,
-                [
-                    (
-                        client.client_id,
-                        client.transport.upper(),
-                        f"{client.address[0]}:{client.address[1]}",
-                        client.version,
-                        ", ".join(client.subscriptions),
-                        f"{client.messages_in:,}",
-                        f"{client.messages_out:,}",
-                    )
-                    for client in clients[:SHOWN]
-                ],
-            )
-        more = f"; {len(clients)} clients" if clients else "; no clients yet"
-        return line("Broker", ", ".join(self.urls.values()), "listening", f"CA certificate {self._ca()}{more}", body)
+            return broker_html({}, state="closed")
+        return broker_html(self.urls, clients=self.clients(), ca_file=self._ca())
 
     def _ca(self) -> str:
         try:
             return str(self.ca_file)
         except UsageError:
             return "none (plain TCP only)"
-
-
-SHOWN = 50
-"""Clients listed in a notebook."""
 
 
 class BrokerAio:

@@ -179,14 +179,18 @@ class Feed:
         return f"<Feed {', '.join(self.filters)}: {counts}, {state}>"
 
     def _repr_html_(self) -> str:
-        from mqttquic_lab.handles.html import line
+        from mqttquic_lab.views.summary import feed_html
 
-        state = "active" if self.is_active else "ended"
-        return line(
-            "Feed",
-            ", ".join(self.filters),
-            state,
-            f"{len(self):,} messages held, {self.total:,} received, {self.dropped:,} dropped",
+        log = self._core.log
+        newest, _ = log.messages_since(max(0, log.total - 5))
+        return feed_html(
+            self.filters,
+            received=log.total,
+            held=len(log),
+            dropped=log.dropped,
+            decode_errors=log.decode_errors,
+            newest=[(message.time_ns, message.topic, message.payload) for message in reversed(newest)],
+            state="active" if self.is_active else "ended",
         )
 
 

@@ -49,9 +49,9 @@ class Handshake:
         Two handshakes compare with ``one.frame().compare(other.frame())`` where they have the same facts, or with a
         merge on ``fact``.
         """
-        from mqttquic_lab.records.tables import facts_frame
+        from mqttquic_lab.views.frame import handshake_frame
 
-        return facts_frame(self.to_dict())
+        return handshake_frame(self._report)
 
     def __repr__(self) -> str:
         return self.text()

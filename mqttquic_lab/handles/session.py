@@ -378,15 +378,16 @@ class Session:
         )
 
     def _repr_html_(self) -> str:
-        from mqttquic_lab.handles.html import line
+        from mqttquic_lab.views.summary import session_html
 
-        reason = self._core.close_reason
-        stats = self._core.stats
-        detail = (
-            f"MQTT {self.version} over {self.transport.upper()} at {self.url}; {stats.messages_received:,} messages "
-            f"received, {stats.messages_sent:,} sent, {len(self._core.feeds)} feeds, {stats.errors} errors"
+        core = self._core
+        return session_html(
+            core.handshake,
+            state=self.state,
+            feeds=[(", ".join(feed.filters), feed.log.total, feed.log.dropped) for feed in core.feeds],
+            counters={"messages received": core.stats.messages_received, "messages sent": core.stats.messages_sent},
+            errors=[(error.time, error.where, error.message) for error in core.errors],
         )
-        return line("Session", self.client_id, self.state, f"{detail}; {reason}" if reason else detail)
 
     # Inside
 

@@ -1,11 +1,11 @@
-"""The handshake as a DataFrame, to compare sessions or to keep."""
+"""Reports as DataFrames, to compare or to keep."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
 
@@ -34,6 +34,13 @@ def handshake_frame(report: HandshakeReport) -> pd.DataFrame:
             "value": pd.Series([value for _, value in facts], dtype=object),
         }
     )
+
+
+def rows_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return one row per mapping, one column per name."""
+    import pandas as pd
+
+    return pd.DataFrame(list(rows))
 
 
 def _flatten(name: str, value: Any) -> Iterable[tuple[str, Any]]:

@@ -136,7 +136,12 @@ def broker_html(
     return _card(_head("MQTT broker", state, []) + body + table, status, "Embedded broker")
 
 
-_STATES: dict[str, tuple[str, h.Kind]] = {**facts.STATES, "running": ("running", "ok")}
+_STATES: dict[str, tuple[str, h.Kind]] = {
+    **facts.STATES,
+    "running": ("running", "ok"),
+    "active": ("active", "ok"),
+    "ended": ("ended", "muted"),
+}
 
 
 def _head(title: str, state: str, chips: Iterable[h.Chip]) -> str:
