@@ -53,11 +53,10 @@ class Waiting:
         """Note that the message leaves now, after it had to wait for the receive maximum."""
         self.sent_at = perf_counter()
 
-    def finished(self, delivery: Delivery, packet_id: int, packet: PubAck | PubRec | PubComp) -> None:
-        """Take the last acknowledgement."""
+    def finished(self, delivery: Delivery, code: int, packet: PubAck | PubRec | PubComp) -> None:
+        """Take the last acknowledgement; `code` is what the broker said of the message (at QoS 2 in its PUBREC)."""
         if self.future.done():
             return
-        code = packet.reason_code
         if code >= 0x80:
             words = packet.properties.get("reason_string")
             self.future.set_exception(
@@ -69,7 +68,7 @@ class Waiting:
                 )
             )
         else:
-            self.future.set_result(PublishResult(code, packet_id, perf_counter() - self.sent_at))
+            self.future.set_result(PublishResult(code, packet.packet_id, perf_counter() - self.sent_at))
 
     def lost(self, error: DisconnectedError) -> None:
         """Take the end of the connection."""
@@ -92,10 +91,10 @@ class Bulk:
     def sent(self) -> None:
         """Single messages are not timed."""
 
-    def finished(self, delivery: Delivery, packet_id: int, packet: PubAck | PubRec | PubComp) -> None:
+    def finished(self, delivery: Delivery, code: int, packet: PubAck | PubRec | PubComp) -> None:
         """Count one acknowledgement."""
         self.outstanding -= 1
-        self.summary.reason_codes[packet.reason_code] += 1
+        self.summary.reason_codes[code] += 1
         self.progress.set()
 
     def lost(self, error: DisconnectedError) -> None:
@@ -330,7 +329,7 @@ class Publisher:
             self._channel.write(delivery.encode(self._version))
             self._stats.messages_sent += 1
         if outcome.finished is not None:
-            outcome.finished.token.finished(outcome.finished, packet.packet_id, packet)
+            outcome.finished.token.finished(outcome.finished, outcome.reason_code, packet)
         self._stats.stray = self._deliveries.unknown
 
     def lost(self) -> None:

@@ -87,6 +87,18 @@ async def test_nobody_listening_is_a_success() -> None:
         assert (await hang(publishing)).reason_code == 0x10
 
 
+@pytest.mark.parametrize(("received", "completed"), [(0x10, 0), (0, 0x92)])
+async def test_what_counts_at_qos_2_is_the_pubrec(received: int, completed: int) -> None:
+    async with scripted() as (session, broker):
+        publishing = asyncio.create_task(session.publish("a", "x", 2))
+        packet = await broker.expect(Publish)
+        assert packet.packet_id is not None
+        broker.send(PubRec(packet.packet_id, received))
+        await broker.expect(PubRel)
+        broker.send(PubComp(packet.packet_id, completed))
+        assert (await hang(publishing)).reason_code == received
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
