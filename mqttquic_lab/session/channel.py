@@ -11,26 +11,19 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from mqttquic_lab.errors import (
-    DisconnectedError,
-    LabError,
-    MalformedPacketError,
-    OperationTimeoutError,
-    ProtocolError,
-    UsageError,
-)
+from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError
 from mqttquic_lab.mqtt import (
     MAX_PACKET_SIZE,
     ConnectionState,
     Disconnect,
     KeepAlive,
-    PacketDecoder,
     PingReq,
     Role,
     check_packet,
     reason_text,
 )
 from mqttquic_lab.session.ending import gone
+from mqttquic_lab.session.packet_stream import PacketStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,13 +35,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mqttquic_lab.session")
 
 
-class PacketChannel:
-    """The client's end of an MQTT connection. On its connection's loop only.
+class PacketChannel(PacketStream):
+    """The client's end of an MQTT connection, and its control stream. On its connection's loop only.
 
     Parameters
     ----------
     connection : Connection
-        Established; its control stream carries everything.
+        Established; its control stream carries all that goes on no data stream.
     version : {5, 4}
         Protocol level.
     stats : SessionStats
@@ -74,22 +67,18 @@ class PacketChannel:
         on_error: Callable[[str, LabError], None],
         on_end: Callable[[LabError | None], None],
     ) -> None:
-        self.connection = connection
-        self.stream = connection.control
-        self.version = version
+        self._loop = asyncio.get_running_loop()
+        super().__init__(
+            connection.control,
+            version,
+            stats,
+            max_packet_size=max_packet_size,
+            on_packets=on_packets,
+            clock=self._loop.time,
+        )
         self.state = ConnectionState.IDLE
-        self.limit = MAX_PACKET_SIZE
-        """Largest packet that the broker accepts, bytes."""
-        self.ended = False
-        self.reason: LabError | None = None
-        """Why it ended; None while it has not, or if that was asked for."""
-        self._stats = stats
-        self._on_packets = on_packets
         self._on_error = on_error
         self._on_end = on_end
-        self._loop = asyncio.get_running_loop()
-        self._decoder = PacketDecoder(version, max_packet_size=max_packet_size, receiver="client")
-        self._keepalive = KeepAlive(0)
         self._timer: asyncio.TimerHandle | None = None
         self._pings: deque[asyncio.Future[None] | None] = deque()
         self._closing: asyncio.Task[None] | None = None
@@ -120,14 +109,6 @@ class PacketChannel:
         self.write(data)
         return data
 
-    def check_size(self, data: bytes, what: str) -> None:
-        """Raise UsageError if the broker does not accept packets of this size [MQTT-3.2.2-15]."""
-        if len(data) > self.limit:
-            raise UsageError(
-                f"this {what} has {len(data)} bytes, the broker accepts {self.limit} (Maximum Packet Size): "
-                "make it smaller"
-            )
-
     def write(self, data: bytes, packets: int = 1) -> None:
         """Write bytes that are `packets` whole packets."""
         self.stream.write(data)
@@ -137,33 +118,6 @@ class PacketChannel:
         self._keepalive.last_sent = self._loop.time()
 
     # Receiving
-
-    def _on_data(self, data: bytes) -> None:
-        if self.ended:
-            return
-        self._keepalive.last_received = self._loop.time()
-        stats = self._stats
-        stats.bytes_received += len(data)
-        fault: ProtocolError | None = None
-        try:
-            packets = self._decoder.feed(data)
-        except MalformedPacketError as error:
-            packets, fault = error.packets, error
-        if packets:
-            stats.packets_received += len(packets)
-            if self.connection.trace.detail:
-                for packet in packets:
-                    self.connection.trace.emit("mqtt", "packet_received", type=packet.NAME, size=len(packet.raw))
-            try:
-                self._on_packets(packets)
-            except ProtocolError as error:
-                self.fail("broker", error)
-            except Exception as error:
-                # A fault of ours. Unless the connection ends here, everybody who waits for an answer waits in vain.
-                logger.exception("internal error while handling packets")
-                self.fail("session", LabError(f"internal error: {type(error).__name__}: {error}"))
-        if fault is not None:
-            self.fail("decoder", fault)
 
     def check_received(self, packet: Packet) -> None:
         """Follow the state table for a packet that arrived; raises ProtocolError if it is not allowed now."""
