@@ -5,8 +5,21 @@ Knows no clock, socket, event loop or pandas: bytes and times go in, packets and
 
 from __future__ import annotations
 
+from mqttquic_lab.mqtt.datagram import Datagram, encode_datagram, max_datagram_payload, read_datagram
 from mqttquic_lab.mqtt.decoder import MAX_PACKET_SIZE, PacketDecoder
 from mqttquic_lab.mqtt.deliveries import Deliveries, Delivery, Outcome, Received
+from mqttquic_lab.mqtt.flow_codes import (
+    ConnectionCode,
+    ErrorLevel,
+    FlowError,
+    StreamCode,
+    connection_code_text,
+    stream_code_text,
+)
+from mqttquic_lab.mqtt.flow_header import CONTROL_FLAGS, FlowFlags, FlowHeader, FlowHeaderDecoder, FlowType
+from mqttquic_lab.mqtt.flow_packets import FLOW_PACKET_TABLE, FlowKind, check_flow_packet
+from mqttquic_lab.mqtt.flow_state import FLOW_PHASES, Flow, FlowPhase
+from mqttquic_lab.mqtt.flows import Change, FlowTable
 from mqttquic_lab.mqtt.keepalive import KeepAlive, ServerKeepAlive
 from mqttquic_lab.mqtt.packet_ids import MAX_PACKET_ID, PacketIds
 from mqttquic_lab.mqtt.packets import (
@@ -58,8 +71,11 @@ from mqttquic_lab.mqtt.trie import TopicMap, TopicTrie
 
 __all__ = [
     "CONNECTION_TABLE",
+    "CONTROL_FLAGS",
     "DELIVERY_TABLE",
     "EMPTY",
+    "FLOW_PACKET_TABLE",
+    "FLOW_PHASES",
     "MAX_PACKET_ID",
     "MAX_PACKET_SIZE",
     "MAX_TOPIC_BYTES",
@@ -73,14 +89,27 @@ __all__ = [
     "Acknowledgement",
     "Auth",
     "Bits",
+    "Change",
     "ConnAck",
     "Connect",
+    "ConnectionCode",
     "ConnectionState",
+    "Datagram",
     "Deliveries",
     "Delivery",
     "DeliveryState",
     "Disconnect",
+    "ErrorLevel",
     "Field",
+    "Flow",
+    "FlowError",
+    "FlowFlags",
+    "FlowHeader",
+    "FlowHeaderDecoder",
+    "FlowKind",
+    "FlowPhase",
+    "FlowTable",
+    "FlowType",
     "KeepAlive",
     "Outcome",
     "Packet",
@@ -101,6 +130,7 @@ __all__ = [
     "Receiver",
     "Role",
     "ServerKeepAlive",
+    "StreamCode",
     "SubAck",
     "Subscribe",
     "Subscription",
@@ -110,12 +140,18 @@ __all__ = [
     "Unsubscribe",
     "Version",
     "Will",
+    "check_flow_packet",
     "check_packet",
     "check_topic_filter",
     "check_topic_name",
+    "connection_code_text",
+    "encode_datagram",
     "encode_publish",
     "matches",
+    "max_datagram_payload",
     "packet_kind",
+    "read_datagram",
     "reason_text",
     "split_shared",
+    "stream_code_text",
 ]
