@@ -46,7 +46,7 @@ def test_quickstart_in_jupyterlab(tmp_path: Path, mosquitto_pub: str) -> None:
         page.evaluate(KERNEL_READY)  # else "run all" can come before the kernel does
         page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
-        card = page.locator(".mql-card").first
+        card = page.locator(".mql-card", has_text="round trips to CONNACK").first
         card.wait_for()
         for fact in ("QUIC v1", "TLS 1.3", "ALPN mqtt", "verified", "round trips to CONNACK"):
             assert fact in card.inner_text(), fact
