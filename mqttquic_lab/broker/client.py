@@ -1,17 +1,11 @@
-"""One network connection as the broker sees it: bytes in, packets worked on in order, answers out.
-
-All packets of a chunk are worked on in one go, without a task or an await in between. Plain QoS 0 messages, which are
-most of the traffic where speed matters, take a short cut: their bytes are passed on as they came, a run of them for
-the same topic at a time.
-"""
+"""A client as the broker sees it: its control stream, and with it the connection, CONNECT, keep-alive and the end."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Awaitable
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mqttquic_lab.broker.connecting import (
@@ -22,60 +16,35 @@ from mqttquic_lab.broker.connecting import (
     granted_keepalive,
     new_client_id,
 )
-from mqttquic_lab.broker.message import Message
-from mqttquic_lab.broker.outbox import Holdable, Outbox
+from mqttquic_lab.broker.pipeline import Pipeline
 from mqttquic_lab.broker.status import ClientInfo
-from mqttquic_lab.broker.subscribing import RetainedDelivery, subscribe, unsubscribe
-from mqttquic_lab.errors import MalformedPacketError, ProtocolError
-from mqttquic_lab.mqtt import (
-    ConnAck,
-    Connect,
-    Disconnect,
-    PacketDecoder,
-    PingReq,
-    PingResp,
-    PubAck,
-    PubComp,
-    Publish,
-    PubRec,
-    PubRel,
-    ReasonCode,
-    Subscribe,
-    Unsubscribe,
-    encode_publish,
-    reason_text,
-)
+from mqttquic_lab.broker.streams import Streams
+from mqttquic_lab.errors import ProtocolError
+from mqttquic_lab.mqtt import ConnAck, Connect, Disconnect, PingReq, PingResp, ReasonCode, reason_text
 from mqttquic_lab.mqtt.keepalive import ServerKeepAlive
 from mqttquic_lab.mqtt.reason_codes import ALLOWED
 from mqttquic_lab.mqtt.state import ConnectionState, Role, check_packet
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from mqttquic_lab.broker.clock import TimerHandle
-    from mqttquic_lab.broker.router import Route
+    from mqttquic_lab.broker.outbox import Outbox
     from mqttquic_lab.broker.server import BrokerServer
-    from mqttquic_lab.broker.sessions import Session
     from mqttquic_lab.errors import LabError
-    from mqttquic_lab.mqtt import Packet, Version, Will
+    from mqttquic_lab.mqtt import Will
     from mqttquic_lab.net.stream import ByteStream, Connection
 
 log = logging.getLogger(__name__)
 
 VERSION_NAMES = {4: "3.1.1", 5: "5.0"}
-MAX_CONNECT = 512 * 1024
-"""Bytes that a client may send before its CONNECT is complete: five properties and texts of 64 KiB each."""
 MAX_FILTERS_SHOWN = 1000
 """Topic filters of one client that :class:`ClientInfo` lists."""
 
 
-def _ignore(*_: object) -> None:
-    """Drop what comes from a client that we are done with."""
-
-
-class Client(Holdable):
-    """One network connection and, once CONNECT was accepted, the MQTT client behind it.
+class Client(Pipeline):
+    """A control stream and, once CONNECT was accepted, the MQTT client behind it.
 
     Parameters
     ----------
@@ -83,41 +52,35 @@ class Client(Holdable):
         The broker.
     connection : Connection
         Its transport; the client takes over its callbacks.
+    stream : ByteStream, optional
+        The control stream, where a connection carries several clients (profile ``rocketmq``): the connection's
+        callbacks are left alone then, and only the stream ends with the client.
     """
 
-    def __init__(self, server: BrokerServer, connection: Connection) -> None:
-        self._server = server
-        self._stats = server.counters
-        self._router = server.router
+    def __init__(self, server: BrokerServer, connection: Connection, stream: ByteStream | None = None) -> None:
+        super().__init__(server, None)
         self.connection = connection
-        self.stream: ByteStream | None = None
-        self.outbox: Outbox
-        self.state = ConnectionState.IDLE
-        self.version: Version = 5
-        self.session: Session | None = None
-        self.size_limit: int | None = None
-        """Maximum Packet Size that the client takes, bytes; None for any (MQTT 5.0 section 3.1.2.11.4)."""
-        self.is_ended = False
-        self.messages_in = 0
-        self.bytes_in = 0
+        self.receive_maximum = RECEIVE_MAXIMUM
+        """QoS 1 and 2 messages that may be sent at a time, per stream."""
+        self._shares_connection = stream is not None
+        self._ends_connection = stream is None and (
+            server.profile.control_end == "connection" or connection.transport != "quic"
+        )
         self._username: str | None = None
         self._clean_start = True
         self._connected_at = 0.0
         self._will: Will | None = None
-        self._aliases: dict[int, str] = {}
-        self._decoder = PacketDecoder(None, max_packet_size=server.config.max_packet_size, receiver="server")
-        self._failure: ProtocolError | None = None
-        self._reasons: set[object] = set()
         self._verdict_pending = object()
         self._verdict_task: asyncio.Task[None] | None = None
-        self._waiting: deque[Packet] = deque()
-        self._keepalive = ServerKeepAlive(0)
         self._keepalive_timer: TimerHandle | None = None
         self._pending_seen = 0
-        self._retained = RetainedDelivery(self, server)
+        self._streams = Streams(self, server)
         self._connect_timer = server.clock.call_later(server.config.connect_timeout, self._connect_timed_out)
-        connection.on_stream = self._on_stream
         connection.closed.add_done_callback(self._on_closed)
+        if stream is None:
+            connection.on_stream = self._on_stream
+        else:
+            self._open(stream)
 
     def __repr__(self) -> str:
         who = repr(self.session.client_id) if self.session is not None else self.state.name.lower()
@@ -126,35 +89,14 @@ class Client(Holdable):
     # --- the transport's events ---------------------------------------------------------------------------------
 
     def _on_stream(self, stream: ByteStream) -> None:
-        if stream.id or self.stream is not None:  # only the control stream is served so far
-            self._stats.streams_refused += 1
-            stream.reset(0)
-            return
-        self.stream = stream
-        server = self._server
-        self.outbox = Outbox(stream, self, server.flushes, server.config, self._stats, server.clock, self.on_room)
-        stream.on_data = self._on_data
-        stream.on_end = self._on_end
-        stream.on_reset = self._on_reset
-
-    def _on_data(self, data: bytes) -> None:
-        size = len(data)
-        self.bytes_in += size
-        self._stats.bytes_in += size
-        self._keepalive.received(self._server.clock.time())
-        try:
-            packets = self._decoder.feed(data)
-        except MalformedPacketError as error:
-            packets = error.packets
-            self._failure = error
-        if self.state is ConnectionState.IDLE and self._decoder.buffered > MAX_CONNECT:
-            self._failure = ProtocolError(
-                f"CONNECT of more than {MAX_CONNECT} bytes", reason_code=ReasonCode.PACKET_TOO_LARGE
-            )
-        if self._reasons:  # it was on its way when reading was paused
-            self._waiting.extend(packets)
+        if stream.id or self.stream is not None:
+            self._streams.opened(stream)
         else:
-            self._batch(packets)
+            self._open(stream)
+
+    def _open(self, stream: ByteStream) -> None:
+        self.outbox = self._make_outbox(stream)
+        self._attach(stream)
 
     def _on_end(self) -> None:
         self._lost()
@@ -168,107 +110,20 @@ class Client(Holdable):
     def _lost(self) -> None:
         """End without DISCONNECT: the client is gone, or wants to be."""
         self._end()
-        self._server.spawn(self.connection.close())
+        self._hang_up("")
 
-    # --- reading ------------------------------------------------------------------------------------------------
+    def _hang_up(self, reason: str) -> None:
+        """Close the connection, or what of it is the client's."""
+        if self._ends_connection or self.stream is None:
+            self._server.spawn(self.connection.close(0, reason))
+        else:
+            self.stream.end()
 
-    def block(self, reason: object) -> None:
-        """Stop reading until every reason has been taken back."""
-        if not self._reasons and self.stream is not None:
-            self.stream.pause_reading()
-        self._reasons.add(reason)
-
-    def unblock(self, reason: object) -> None:
-        """Take a reason back."""
-        if reason in self._reasons:
-            self._reasons.remove(reason)
-            if not self._reasons:
-                self._server.call_soon(self._resume)
-
-    def _resume(self) -> None:
-        if self._reasons or self.is_ended:
-            return
-        if self._waiting or self._failure is not None:
-            packets, self._waiting = self._waiting, deque()
-            self._batch(packets)
-        if not self._reasons and not self.is_ended and self.stream is not None:
-            self.stream.resume_reading()
-
-    def _batch(self, packets: Iterable[Packet]) -> None:
-        """Work on packets, then write what came of it, to whomever."""
-        flushes = self._server.flushes
-        flushes.begin()
-        try:
-            self._work(packets)
-            self._check_failure()
-        except ProtocolError as error:
-            self._fail(error)
-        except Exception:  # a bug of ours in the handling of one client's packet must not stop the others
-            log.exception("internal error while serving %r", self)
-            self.disconnect(ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR, "internal error of the broker")
-        finally:
-            flushes.flush(self)
-            self._server.changed()
-
-    def _check_failure(self) -> None:
-        """Raise what the decoder found, once everything before it has been worked on."""
-        if self._failure is not None and not self._waiting:
-            raise self._failure
-
-    def _work(self, packets: Iterable[Packet]) -> None:
-        route_of = self._router.route
-        connected = ConnectionState.CONNECTED
-        run: list[Publish] = []
-        run_route: Route | None = None
-        remaining = iter(packets)
-        try:
-            for packet in remaining:
-                if (
-                    type(packet) is Publish
-                    and packet.qos == 0
-                    and not packet.retain
-                    and self.state is connected
-                    and "topic_alias" not in packet.properties
-                ):
-                    route = route_of(packet.topic)
-                    if route.fast:
-                        if route is not run_route:
-                            if run_route is not None:
-                                self._pass_on(run_route, run)
-                                run = []
-                            run_route = route
-                        run.append(packet)
-                        continue
-                if run_route is not None:
-                    self._pass_on(run_route, run)
-                    run = []
-                    run_route = None
-                self._handle(packet)
-                if self.is_ended:
-                    return
-                if self._reasons:
-                    self._waiting.extend(remaining)
-                    return
-        finally:
-            if run_route is not None:
-                self._pass_on(run_route, run)
-
-    def _pass_on(self, route: Route, run: list[Publish]) -> None:
-        """Copy plain QoS 0 messages of one topic to everybody: joined once per protocol version."""
-        count = len(run)
-        self.messages_in += count
-        self._stats.messages_in += count
-        for version, clients in route.plain.items():
-            if version == self.version:
-                packets = run[0].raw if count == 1 else b"".join([packet.raw for packet in run])
-            else:
-                packets = b"".join([encode_publish(p.topic, p.payload, version=version) for p in run])
-            for client in clients:
-                client.outbox.push(packets, count)
-
-    def _handle(self, packet: Packet) -> None:
-        self.state = check_packet(Role.CLIENT, self.state, packet, self.version)
-        self._HANDLERS[type(packet)](self, packet)
+    def abandon(self, reason: str) -> None:
+        """Close the whole connection: what the client did has no answer on a stream."""
+        self._stats.protocol_errors += 1
+        self._end()
+        self._server.spawn(self.connection.close(0, reason))
 
     # --- CONNECT and DISCONNECT ---------------------------------------------------------------------------------
 
@@ -322,9 +177,12 @@ class Client(Holdable):
         self._keepalive = ServerKeepAlive(granted_keepalive(config, packet), server.clock.time())
         self._watch_keepalive()
         self._stats.connects_total += 1
-        session.connected(self, min(packet.properties.get("receive_maximum", RECEIVE_MAXIMUM), config.max_inflight))
+        self.receive_maximum = min(packet.properties.get("receive_maximum", RECEIVE_MAXIMUM), config.max_inflight)
+        self.is_plain = self.size_limit is None and not self._streams.carry_deliveries
+        session.connected(self, self.receive_maximum)
         if session.subscriptions:
             self._router.forget_routes()
+        self._streams.admitted()
 
     def _refuse(self, code: int) -> None:
         """Answer CONNECT with a failure and close [MQTT-3.1.4-6]."""
@@ -379,12 +237,12 @@ class Client(Holdable):
         if self.stream is not None:
             self.outbox.flush()
         self._end()
-        self._server.spawn(self.connection.close(0, reason))
+        self._hang_up(reason)
 
     def _connect_timed_out(self) -> None:
         self._stats.connect_timeouts += 1
         self._end()
-        self._server.spawn(self.connection.close(0, "no CONNECT in time"))
+        self._hang_up("no CONNECT in time")
 
     def _end(self) -> None:
         """Let go of everything; publishes the will unless a DISCONNECT removed it."""
@@ -397,11 +255,11 @@ class Client(Holdable):
             self._keepalive_timer.cancel()
         if self._verdict_task is not None:
             self._verdict_task.cancel()
-        self._waiting.clear()
-        self._failure = None
-        self.connection.on_stream = lambda stream: stream.reset(0)
+        self._detach()
+        self._streams.close()
+        if not self._shares_connection:
+            self.connection.on_stream = lambda stream: stream.reset(0)
         if self.stream is not None:
-            self.stream.on_data = self.stream.on_end = self.stream.on_reset = _ignore
             self.outbox.close()
         will, self._will = self._will, None
         self._server.connection_ended(self, will)
@@ -416,7 +274,9 @@ class Client(Holdable):
 
     def _check_keepalive(self) -> None:
         now = self._server.clock.time()
-        if self._reasons and (not self.outbox.is_overflowing or self.outbox.pending != self._pending_seen):
+        if (self._reasons or self._streams.are_held) and (
+            not self.outbox.is_overflowing or self.outbox.pending != self._pending_seen
+        ):
             # We are not reading from it, so its silence is our doing. One that overflows has to take something.
             self._keepalive.received(now)
             self._pending_seen = self.outbox.pending
@@ -430,95 +290,25 @@ class Client(Holdable):
     def _on_pingreq(self, packet: PingReq) -> None:
         self.outbox.write(PINGRESP)
 
-    # --- PUBLISH and acknowledgements ---------------------------------------------------------------------------
-
-    def _on_publish(self, packet: Publish) -> None:
-        session = self.session
-        assert session is not None
-        self.messages_in += 1
-        self._stats.messages_in += 1
-        topic = packet.topic
-        if "topic_alias" in packet.properties or not topic:
-            topic = self._resolve_alias(packet)
-        if packet.qos:
-            nobody = self.version == 5 and self._router.route(topic).is_empty
-            received = session.deliveries.receive(packet, ReasonCode.NO_MATCHING_SUBSCRIBERS if nobody else 0)
-            assert received.reply is not None
-            self.outbox.write(received.reply.encode(self.version))
-            if not received.deliver:
-                return
-        now = self._server.clock.time()
-        message = Message(topic, packet.payload, packet.qos, packet.retain, packet.properties, now)
-        self._server.publish(message, session)
-
-    def _resolve_alias(self, packet: Publish) -> str:
-        """Return the topic of a PUBLISH with a topic alias (MQTT 5.0 section 3.3.2.3.4)."""
-        alias = packet.properties.get("topic_alias")
-        if alias is not None and not 0 < alias <= self._server.config.topic_alias_maximum:
-            raise ProtocolError(
-                f"topic alias {alias} is not 1 to {self._server.config.topic_alias_maximum}",
-                reason_code=ReasonCode.TOPIC_ALIAS_INVALID,
-                rule="MQTT-3.3.2-8",
-                section="MQTT 5.0 section 3.3.2.3.4",
-            )
-        if packet.topic:
-            assert alias is not None
-            self._aliases[alias] = packet.topic
-            return packet.topic
-        topic = self._aliases.get(alias) if alias is not None else None
-        if topic is None:
-            raise ProtocolError(
-                f"topic alias {alias} was never given a topic" if alias else "PUBLISH has neither topic nor alias",
-                reason_code=ReasonCode.PROTOCOL_ERROR,
-                section="MQTT 5.0 section 3.3.2.3.4",
-            )
-        return topic
-
-    def _on_acknowledgement(self, packet: PubAck | PubRec | PubComp) -> None:
-        session = self.session
-        assert session is not None
-        reply = session.acknowledge(packet)
-        if reply is not None:
-            self.outbox.write(reply.encode(self.version))
-        self.on_room()
-
-    def _on_pubrel(self, packet: PubRel) -> None:
-        assert self.session is not None
-        self.outbox.write(self.session.deliveries.release(packet).encode(self.version))
-
-    def on_room(self) -> None:
-        """Send what waited for room: in the connection, or among the unacknowledged messages."""
-        if self.session is not None and not self.is_ended:
-            self.session.pump()
-            self._retained.pump()
-
-    # --- SUBSCRIBE and UNSUBSCRIBE ------------------------------------------------------------------------------
-
-    def _on_subscribe(self, packet: Subscribe) -> None:
-        assert self.session is not None
-        answer = subscribe(self._server, self.session, packet, self._retained)
-        self.outbox.write(answer.encode(self.version))
-        self._retained.pump()
-
-    def _on_unsubscribe(self, packet: Unsubscribe) -> None:
-        assert self.session is not None
-        self.outbox.write(unsubscribe(self._server, self.session, packet).encode(self.version))
-
     # --- what others ask ----------------------------------------------------------------------------------------
 
-    def takes(self, size: int, *, count: bool = True) -> bool:
-        """Whether the client accepts a packet of `size` bytes; `count` one that it does not as dropped."""
-        if self.size_limit is None or size <= self.size_limit:
-            return True
-        if count:
-            self._stats.dropped_size += 1
-            self.outbox.dropped += 1
-        return False
+    def way(self, topic: str) -> Outbox:
+        """Return where messages of a topic go out: a stream of the topic's own, if the profile wants that."""
+        return self._streams.way(topic) if self._streams.carry_deliveries else self.outbox
+
+    @property
+    def keepalive(self) -> ServerKeepAlive:
+        """The keep-alive of this connection."""
+        return self._keepalive
 
     def info(self) -> ClientInfo:
         """Return what is known about the client now."""
         session = self.session
         assert session is not None
+        pipelines = (self, *self._streams)
+        sessions = (session, *(other for other in self._streams.sessions))
+        outboxes = (self.outbox, *self._streams.outboxes)
+        filters = chain.from_iterable(each.subscriptions for each in sessions)
         return ClientInfo(
             client_id=session.client_id,
             transport=self.connection.transport,
@@ -529,26 +319,21 @@ class Client(Holdable):
             keepalive=int(self._keepalive.interval),
             clean_start=self._clean_start,
             session_expiry_interval=session.expiry_interval,
-            subscriptions=tuple(islice(session.subscriptions, MAX_FILTERS_SHOWN)),
-            messages_in=self.messages_in,
-            messages_out=self.outbox.messages_out,
-            bytes_in=self.bytes_in,
-            bytes_out=self.outbox.bytes_out,
-            inflight=session.inflight,
-            queued=len(session.queue),
-            pending=self.outbox.pending,
-            dropped=self.outbox.dropped,
+            subscriptions=tuple(islice(filters, MAX_FILTERS_SHOWN)),
+            streams=len(self._streams),
+            messages_in=self._streams.past.messages_in + sum(each.messages_in for each in pipelines),
+            messages_out=self._streams.past.messages_out + sum(each.messages_out for each in outboxes),
+            bytes_in=self._streams.past.bytes_in + sum(each.bytes_in for each in pipelines),
+            bytes_out=self._streams.past.bytes_out + sum(each.bytes_out for each in outboxes),
+            inflight=sum(each.inflight for each in sessions),
+            queued=sum(len(each.queue) for each in sessions),
+            pending=sum(each.pending for each in outboxes),
+            dropped=self._streams.past.dropped + sum(each.dropped for each in outboxes),
         )
 
-    _HANDLERS: ClassVar[dict[type, Callable[[Client, Any], None]]] = {
+    HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
+        **Pipeline.HANDLERS,
         Connect: _on_connect,
-        Publish: _on_publish,
-        PubAck: _on_acknowledgement,
-        PubRec: _on_acknowledgement,
-        PubComp: _on_acknowledgement,
-        PubRel: _on_pubrel,
-        Subscribe: _on_subscribe,
-        Unsubscribe: _on_unsubscribe,
         PingReq: _on_pingreq,
         Disconnect: _on_disconnect,
     }

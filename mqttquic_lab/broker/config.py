@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from mqttquic_lab.errors import UnknownOptionError, UsageError
+from mqttquic_lab.mqtt.profiles import ProfileName, profile_named
 
 Authenticate = Callable[[str, str | None, bytes | None], bool | int | Awaitable[bool | int]]
 """``authenticate(client_id, username, password)``: True or 0 admits, False or a reason code refuses. May be async."""
@@ -34,6 +35,8 @@ class BrokerConfig:
         free one.
     server_names : tuple of str
         Names and addresses put into the certificate beside ``localhost``, ``127.0.0.1``, ``::1`` and `host`.
+    profile : {"generic", "emqx", "rocketmq", "mqttv5"}
+        Whose rules for streams, limits and ends the broker follows; see :mod:`mqttquic_lab.mqtt.profiles`.
     tuning : {"realistic", "loopback"}
         Tuning of the QUIC listener; ``"loopback"`` only between our own client and broker on one machine.
     users : mapping of str to str, optional
@@ -91,6 +94,7 @@ class BrokerConfig:
     tls_port: int | None = None
     tcp_port: int | None = None
     server_names: tuple[str, ...] = ()
+    profile: ProfileName = "generic"
     tuning: Literal["realistic", "loopback"] = "realistic"
     users: Mapping[str, str] | None = field(default=None, repr=False)
     authenticate: Authenticate | None = field(default=None, repr=False)
@@ -122,6 +126,7 @@ class BrokerConfig:
         self._need("topic_alias_maximum", 0 <= self.topic_alias_maximum <= 65535, "must be 0 to 65535")
         self._need("max_keepalive", 0 <= self.max_keepalive <= 65535, "must be 0 to 65535 seconds")
         self._need("connect_timeout", self.connect_timeout > 0, "must be more than 0 seconds")
+        profile_named(self.profile)
         self._need("tuning", self.tuning in ("realistic", "loopback"), 'must be "realistic" or "loopback"')
         for transport in DEFAULT_PORTS:
             port = getattr(self, f"{transport}_port")

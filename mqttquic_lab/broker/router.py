@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from mqttquic_lab.mqtt import TopicTrie, split_shared
 
 if TYPE_CHECKING:
-    from mqttquic_lab.broker.client import Client
     from mqttquic_lab.broker.message import Message
+    from mqttquic_lab.broker.pipeline import Pipeline
     from mqttquic_lab.broker.sessions import Session
     from mqttquic_lab.mqtt import Subscription, Version
 
@@ -101,8 +101,8 @@ class Route:
     ----------
     fast : bool
         Whether a plain QoS 0 message can be copied to :attr:`plain` and needs no further thought.
-    plain : dict of Version to list of Client
-        Protocol version -> connected clients that get a QoS 0 message exactly as it came.
+    plain : dict of Version to list of Pipeline
+        Protocol version -> streams of connected clients that get a QoS 0 message exactly as it came.
     targets : list of Target
         All sessions with a non-shared subscription.
     groups : list of SharedGroup
@@ -114,11 +114,11 @@ class Route:
     def __init__(self, targets: list[Target], groups: list[SharedGroup]) -> None:
         self.targets = targets
         self.groups = groups
-        self.plain: dict[Version, list[Client]] = {}
+        self.plain: dict[Version, list[Pipeline]] = {}
         self.fast = not groups
         for target in targets:
             client = target.session.client
-            if target.identifiers or target.own is not target or (client and client.size_limit is not None):
+            if target.identifiers or target.own is not target or (client and not client.is_plain):
                 self.fast = False
             elif client is not None:
                 self.plain.setdefault(client.version, []).append(client)
@@ -202,10 +202,10 @@ class Router:
         return route
 
     def publish(self, message: Message, publisher: Session | None) -> None:
-        """Hand a message to every session that wants it."""
+        """Hand a message to every session that wants it; `publisher` is the client's, whatever stream it came on."""
         route = self.route(message.topic)
         for target in route.targets:
-            chosen = target if target.session is not publisher else target.own
+            chosen = target if target.session.owner is not publisher else target.own
             if chosen is not None:
                 chosen.session.deliver(
                     message,

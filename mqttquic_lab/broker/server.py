@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 import tempfile
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -21,6 +22,7 @@ from mqttquic_lab.broker.waiting import Waiting
 from mqttquic_lab.broker.wills import Wills
 from mqttquic_lab.errors import PortInUseError, UsageError
 from mqttquic_lab.mqtt import ReasonCode
+from mqttquic_lab.mqtt.profiles import profile_named
 from mqttquic_lab.net.certificates import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.broker.status import ClientInfo
     from mqttquic_lab.mqtt import Will
     from mqttquic_lab.net.certificates import ServerIdentity
-    from mqttquic_lab.net.stream import Connection, Listener
+    from mqttquic_lab.net.stream import ByteStream, Connection, Listener
 
 SCHEMES = {"quic": "quic", "tls": "mqtts", "tcp": "mqtt"}
 """Transport -> URL scheme."""
@@ -62,6 +64,7 @@ class BrokerServer:
         self.config = config if config is not None else BrokerConfig()
         self.clock: Clock
         self._given_clock = clock
+        self.profile = profile_named(self.config.profile)
         self.counters = BrokerStats()
         """Running counters; :meth:`stats` returns them together with what is held now."""
         self.changes = 0
@@ -273,7 +276,19 @@ class BrokerServer:
             connection.abort("the broker takes no more connections")
             return
         self.counters.connections_total += 1
-        self._clients.add(Client(self, connection))
+        if self.profile.bidirectional == "connection" and connection.transport == "quic":
+            connection.on_stream = partial(self._accept_stream, connection)
+        else:
+            self._clients.add(Client(self, connection))
+
+    def _accept_stream(self, connection: Connection, stream: ByteStream) -> None:
+        """Serve a stream that is an MQTT connection of its own."""
+        if self._state != "open" or (stream.id or 0) & 2 or len(self._clients) >= self.config.max_connections:
+            self.counters.streams_refused += 1
+            stream.reset(0)
+            return
+        self.counters.streams_total += 1
+        self._clients.add(Client(self, connection, stream))
 
     def changed(self) -> None:
         """Let those look again who wait for something."""
@@ -302,6 +317,13 @@ class BrokerServer:
         if session is not None and present:
             self._wills.session_resumed(session)
         return session, present
+
+    def end_stream_session(self, session: Session) -> None:
+        """End what belonged to a data stream."""
+        self.router.unsubscribe_all(session)
+        session.disconnected()
+        session.discard()
+        self.changed()
 
     def connection_ended(self, client: Client, will: Will | None) -> None:
         """Detach a client from its session; `will` is published unless the broker closes."""

@@ -12,10 +12,10 @@ from mqttquic_lab.mqtt.deliveries import Deliveries
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mqttquic_lab.broker.client import Client
     from mqttquic_lab.broker.clock import Clock, TimerHandle
     from mqttquic_lab.broker.config import BrokerConfig
     from mqttquic_lab.broker.message import Message
+    from mqttquic_lab.broker.pipeline import Pipeline
     from mqttquic_lab.broker.router import Entry
     from mqttquic_lab.broker.status import BrokerStats
     from mqttquic_lab.mqtt import PubComp
@@ -45,13 +45,15 @@ class Backlog:
 
 
 class Session:
-    """One client's state.
+    """One client's state; or that of one of its data streams, where those have their own.
 
     Attributes
     ----------
     client_id : str
-    client : Client or None
-        Its network connection now.
+    owner : Session
+        The client's session: this one, unless it belongs to a data stream.
+    client : Pipeline or None
+        The control stream, or the data stream, that it sends on now.
     subscriptions : dict of str to Entry
         By topic filter as the client wrote it.
     deliveries : Deliveries
@@ -67,14 +69,21 @@ class Session:
 
     __slots__ = (
         "_backlog", "_clock", "_config", "_stats", "client", "client_id", "deliveries", "expires_at", "expiry_interval",
-        "expiry_timer", "inflight_bytes", "queue", "queued_bytes", "subscriptions",
+        "expiry_timer", "inflight_bytes", "owner", "queue", "queued_bytes", "subscriptions",
     )  # fmt: skip
 
     def __init__(
-        self, client_id: str, config: BrokerConfig, stats: BrokerStats, clock: Clock, backlog: Backlog
+        self,
+        client_id: str,
+        config: BrokerConfig,
+        stats: BrokerStats,
+        clock: Clock,
+        backlog: Backlog,
+        owner: Session | None = None,
     ) -> None:
         self.client_id = client_id
-        self.client: Client | None = None
+        self.owner = self if owner is None else owner
+        self.client: Pipeline | None = None
         self.subscriptions: dict[str, Entry] = {}
         self.deliveries = Deliveries(config.max_inflight)
         self.deliveries.suspend()
@@ -100,13 +109,13 @@ class Session:
 
     # --- connections --------------------------------------------------------------------------------------------
 
-    def connected(self, client: Client, receive_maximum: int) -> None:
+    def connected(self, client: Pipeline, receive_maximum: int) -> None:
         """Go on over a new connection: repeat what was not acknowledged, then send what waits.
 
         Parameters
         ----------
-        client : Client
-            The connection, CONNACK written.
+        client : Pipeline
+            The stream, CONNACK written.
         receive_maximum : int
             QoS 1 and 2 messages that may be sent at a time (MQTT 5.0 section 3.1.2.11.3).
         """
@@ -132,13 +141,13 @@ class Session:
             if client is not None:
                 packet = message.at_most_once(client.version, retain, identifiers, self._clock.time())
                 if client.takes(len(packet)):
-                    client.outbox.push(packet, 1)
+                    client.way(message.topic).push(packet, 1)
             return
         outgoing = Outgoing(message, qos, retain, identifiers)
-        if client is None or self.queue or client.outbox.is_full or not self._begin(client, outgoing):
+        if client is None or self.queue or client.way(message.topic).is_full or not self._begin(client, outgoing):
             self._enqueue(outgoing)
 
-    def _begin(self, client: Client, outgoing: Outgoing) -> bool:
+    def _begin(self, client: Pipeline, outgoing: Outgoing) -> bool:
         """Send a message for the first time; returns False if as much as allowed is under way already."""
         message, qos, retain, identifiers = outgoing
         deliveries = self.deliveries
@@ -152,17 +161,17 @@ class Session:
         self.inflight_bytes += message.size
         packet_id = deliveries.send(message.topic, message.payload, qos, token=outgoing)
         if packet_id is not None:
-            client.outbox.send(form.encode(packet_id))
+            client.way(message.topic).send(form.encode(packet_id))
         return True  # without an identifier, it comes back among the sendable ones
 
-    def _send(self, client: Client, delivery: Delivery) -> None:
+    def _send(self, client: Pipeline, delivery: Delivery) -> None:
         """Send what Deliveries hands out: a message again, after the client came back, or a postponed one."""
         message, qos, retain, identifiers = delivery.token
         packet_id = delivery.packet_id
         assert packet_id is not None
         form = message.form(client.version, qos, retain, identifiers, self._clock.time())
         if client.takes(form.size):
-            client.outbox.send(form.encode(packet_id, delivery.dup))
+            client.way(message.topic).send(form.encode(packet_id, delivery.dup))
             return
         # The client came back with a smaller Maximum Packet Size: go on as if it had got this one [MQTT-3.1.2-25].
         kind = PubAck if qos == 1 else PubRec
@@ -222,8 +231,11 @@ class Session:
             return
         now = self._clock.time()
         batch = 0
-        while self.queue and not client.outbox.is_full:
+        while self.queue:
             outgoing = self.queue[0]
+            outbox = client.way(outgoing.message.topic)
+            if outbox.is_full:
+                break
             if outgoing.message.is_expired(now):
                 self._stats.expired += 1
             elif not self._begin(client, outgoing):
@@ -232,7 +244,7 @@ class Session:
             batch += outgoing.message.size
             if batch > FULL:
                 batch = 0
-                client.outbox.flush()  # finds out whether the client keeps up
+                outbox.flush()  # finds out whether the client keeps up
         self._note_queue()
 
     def discard(self) -> None:
@@ -294,6 +306,10 @@ class SessionStore:
         session = Session(client_id, self._config, self._stats, self._clock, self.backlog)
         self._sessions[client_id] = session
         return session, False
+
+    def of_stream(self, owner: Session) -> Session:
+        """Return a session for a data stream of a client: it lives as long as the stream, and is not kept here."""
+        return Session(owner.client_id, self._config, self._stats, self._clock, self.backlog, owner)
 
     def _evict(self) -> bool:
         away = [session for session in self._sessions.values() if session.client is None]

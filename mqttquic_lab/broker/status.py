@@ -30,6 +30,8 @@ class ClientInfo:
     """Seconds the session outlives the connection."""
     subscriptions: tuple[str, ...]
     """Its topic filters, as it wrote them (the first 1000)."""
+    streams: int
+    """Streams beside the control stream (MQTT over QUIC with several streams)."""
     messages_in: int
     """Application messages it published on this connection."""
     messages_out: int
@@ -108,7 +110,11 @@ class BrokerStats:
     expired: int = 0
     """Messages whose message expiry interval ran out before they could be sent."""
     streams_refused: int = 0
-    """QUIC streams beside the control stream, reset because they are not served."""
+    """QUIC streams reset because they are not served: by the profile, or because the client is gone."""
+    streams_total: int = 0
+    """QUIC streams served beside control streams."""
+    stream_errors: int = 0
+    """Data streams reset because of what came on them; their client stayed connected."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counters as plain data."""

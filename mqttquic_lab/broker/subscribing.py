@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mqttquic_lab.mqtt import ReasonCode, SubAck, UnsubAck, split_shared
 
 if TYPE_CHECKING:
-    from mqttquic_lab.broker.client import Client
+    from mqttquic_lab.broker.pipeline import Pipeline
     from mqttquic_lab.broker.server import BrokerServer
     from mqttquic_lab.broker.sessions import Session
     from mqttquic_lab.mqtt import Subscribe, Unsubscribe
@@ -61,7 +61,7 @@ class RetainedDelivery:
 
     __slots__ = ("_client", "_filter", "_filters", "_identifiers", "_is_scheduled", "_qos", "_server", "_topics")
 
-    def __init__(self, client: Client, server: BrokerServer) -> None:
+    def __init__(self, client: Pipeline, server: BrokerServer) -> None:
         self._client = client
         self._server = server
         self._filters: dict[str, tuple[int, int | None]] = {}

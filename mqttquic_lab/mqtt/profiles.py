@@ -32,12 +32,11 @@ Action = Literal[
 ]
 """Things that some broker refuses."""
 
-Delivery = Literal["subscribing-stream", "control-only", "per-topic", "per-publish"]
+Delivery = Literal["subscribing-stream", "control-only", "per-topic"]
 """Where a message to a subscriber goes out.
 
 ``"subscribing-stream"``: on the stream that carried the SUBSCRIBE. ``"control-only"``: on the control stream.
-``"per-topic"``: on a bidirectional stream that the server opens for the topic and keeps. ``"per-publish"``: on a new
-server-opened stream for each message, unidirectional at QoS 0 and bidirectional at QoS 1 and 2.
+``"per-topic"``: on a bidirectional stream that the server opens for the topic and keeps.
 """
 
 
@@ -67,6 +66,8 @@ class BrokerProfile:
         Where messages to subscribers go out; see :data:`Delivery`.
     max_delivery_streams : int
         Server-opened streams kept per connection with ``delivery="per-topic"``; the least recently used one ends.
+    resets_keep_subscriptions : bool
+        Whether a data stream that the client reset (RESET_STREAM, but not STOP_SENDING) still gets deliveries.
     control_end : {"connection", "stream"}
         What ends together with the control stream: the QUIC connection, or only the stream (FIN).
     keepalive : {"any", "control"}
@@ -103,6 +104,7 @@ class BrokerProfile:
     before_connect: Literal["hold", "close"] = "hold"
     delivery: Delivery = "subscribing-stream"
     max_delivery_streams: int = 64
+    resets_keep_subscriptions: bool = False
     control_end: Literal["connection", "stream"] = "connection"
     keepalive: Literal["any", "control"] = "any"
     max_streams_bidi: int = 128
@@ -183,6 +185,7 @@ PROFILES: Final[Mapping[str, BrokerProfile]] = {
             "emqx",
             "EMQX",
             before_connect="close",
+            resets_keep_subscriptions=True,
             control_end="stream",
             max_streams_bidi=10,
             max_streams_uni=1,

@@ -61,6 +61,11 @@ class ByteStream(ABC):
         """Queue bytes; small writes of one loop tick leave together. Never blocks. No-op once closed."""
 
     @property
+    def is_writable(self) -> bool:
+        """Whether the sending side is open: neither ended, nor reset, nor stopped by the peer."""
+        return not self.connection.is_closed
+
+    @property
     @abstractmethod
     def pending(self) -> int:
         """Bytes written but not yet acknowledged (QUIC) or not yet taken by the kernel (TCP, TLS)."""

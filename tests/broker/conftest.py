@@ -33,9 +33,11 @@ class Bench:
         self.server.accept(theirs)
         return Peer(mine, version)
 
-    async def join(self, client_id: str = "", version: Version = 5, **connect: Any) -> Peer:
+    async def join(
+        self, client_id: str = "", version: Version = 5, *, transport: TransportName = "tcp", **connect: Any
+    ) -> Peer:
         """Return a connected client."""
-        peer = self.attach(version)
+        peer = self.attach(version, transport=transport)
         answer = await peer.connect(client_id, **connect)
         assert answer.reason_code == 0
         return peer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mqttquic_lab.mqtt import (
     ConnAck,
@@ -27,7 +27,7 @@ from mqttquic_lab.mqtt import (
 
 if TYPE_CHECKING:
     from mqttquic_lab.mqtt import Packet, Version, Will
-    from mqttquic_lab.net.stream import Connection
+    from mqttquic_lab.net.stream import ByteStream, Connection
 
 P = TypeVar("P")
 
@@ -36,7 +36,7 @@ PATIENCE = 10.0
 
 
 class Peer:
-    """One connection to the broker, packet by packet.
+    """One stream of a connection to the broker, packet by packet.
 
     Parameters
     ----------
@@ -44,30 +44,59 @@ class Peer:
         The client's side.
     version : {4, 5}
         Protocol level.
+    stream : ByteStream, optional
+        Another stream than the control stream.
     """
 
-    def __init__(self, connection: Connection, version: Version = 5) -> None:
+    def __init__(self, connection: Connection, version: Version = 5, stream: ByteStream | None = None) -> None:
         self.connection = connection
+        self.stream = connection.control if stream is None else stream
         self.version = version
         self.inbox: deque[Packet] = deque()
         self.ended = asyncio.Event()
         """Set when the broker has ended the stream or the connection."""
+        self.reset_code: int | None = None
+        """Error code with which the broker reset the stream."""
+        self.opened: asyncio.Queue[Peer] = asyncio.Queue()
+        """Streams that the broker opened."""
         self._decoder = PacketDecoder(version, receiver="client")
         self._arrived = asyncio.Event()
-        connection.control.on_data = self._on_data
-        connection.control.on_end = self._on_end
+        self.stream.on_data = self._on_data
+        self.stream.on_end = self._on_end
+        self.stream.on_reset = self._on_reset
+        if stream is None:
+            connection.on_stream = lambda other: self.opened.put_nowait(Peer(connection, version, other))
         connection.closed.add_done_callback(lambda _: self._on_end())
+
+    def open(self, *, unidirectional: bool = False) -> Peer:
+        """Open a further stream."""
+        connection = cast("Any", self.connection)
+        return Peer(self.connection, self.version, connection.open_stream(unidirectional=unidirectional))
+
+    async def was_opened(self) -> Peer:
+        """Wait for a stream that the broker opens."""
+        async with asyncio.timeout(PATIENCE):
+            return await self.opened.get()
+
+    async def was_reset(self) -> int | None:
+        """Wait for the end of the stream; return the error code, None if it was FIN."""
+        await self.closed()
+        return self.reset_code
 
     def _on_data(self, data: bytes) -> None:
         self.inbox.extend(self._decoder.feed(data))
         self._arrived.set()
+
+    def _on_reset(self, error_code: int) -> None:
+        self.reset_code = error_code
+        self._on_end()
 
     def _on_end(self) -> None:
         self.ended.set()
         self._arrived.set()
 
     def send(self, packet: Packet | bytes) -> None:
-        self.connection.control.write(packet if isinstance(packet, bytes) else packet.encode(self.version))
+        self.stream.write(packet if isinstance(packet, bytes) else packet.encode(self.version))
 
     async def next(self) -> Packet:
         """Return the next packet, whatever it is."""

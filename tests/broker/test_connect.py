@@ -213,19 +213,6 @@ async def test_who_is_connected_over_what(bench: Bench) -> None:
     await bench.server.wait_for(lambda: len(bench.server.clients()) == 1)
 
 
-async def test_only_the_control_stream_is_served(bench: Bench) -> None:
-    peer = bench.attach(transport="quic")
-    await peer.connect("x")
-    extra = peer.connection.open_stream()  # type: ignore[attr-defined]
-    reset = asyncio.get_running_loop().create_future()
-    extra.on_reset = reset.set_result
-    extra.write(b"\x30\x04\x00\x01ax")
-    assert await asyncio.wait_for(reset, 5) == 0
-    assert await peer.sync() == []
-    assert bench.server.stats().streams_refused == 1
-    assert bench.server.clients()[0].transport == "quic"
-
-
 async def test_the_end_of_the_control_stream_ends_the_client(bench: Bench) -> None:
     peer = await bench.join("x")
     peer.connection.control.end()

@@ -169,6 +169,15 @@ def test_a_function_cannot_move() -> None:
 
 def test_same_surface() -> None:
     """Whoever has a broker need not know which of the two it is."""
-    inside = {"accept", "changed", "call_soon", "spawn", "open_session", "connection_ended", "publish"}
+    inside = {
+        "accept",
+        "changed",
+        "call_soon",
+        "spawn",
+        "open_session",
+        "connection_ended",
+        "end_stream_session",
+        "publish",
+    }
     public = {name for name in vars(BrokerServer) if not name.startswith("_")} - inside
     assert public <= {name for name in dir(BrokerProcess) if not name.startswith("_")}

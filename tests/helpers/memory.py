@@ -83,6 +83,11 @@ class MemoryStream(ByteStream):
             self._paused = False
             self.peer._schedule()
 
+    @property
+    def is_writable(self) -> bool:
+        gone = self.ended or self.reset_code is not None or self.peer.reset_code is not None
+        return not gone and not self.connection.is_closed
+
     def end(self) -> None:
         self.ended = True
         self._schedule()
@@ -138,6 +143,8 @@ class MemoryConnection(Connection):
         self.close_code: int | None = None
         """Error code of our own close()."""
         self.streams: list[MemoryStream] = []
+        self.next_ids = {False: 4, True: 2}
+        """Direction -> id of the next stream opened here (RFC 9000 section 2.1)."""
         self._address = address
         self._closing: asyncio.Future[None] | None = None
 
@@ -156,9 +163,10 @@ class MemoryConnection(Connection):
     def refresh_report(self) -> HandshakeReport:
         return self.report
 
-    def open_stream(self) -> MemoryStream:
+    def open_stream(self, *, unidirectional: bool = False) -> MemoryStream:
         """Open a further stream towards the peer, which hears of it through ``on_stream``."""
-        number = 4 * len(self.streams)
+        number = self.next_ids[unidirectional]
+        self.next_ids[unidirectional] = number + 4
         mine, theirs = self._pair(number)
         asyncio.get_running_loop().call_soon(lambda: self.peer.on_stream(theirs))
         return mine
@@ -211,6 +219,7 @@ def memory_pair(
     client = MemoryConnection(transport, chunk, ("192.0.2.1", 50000))
     server = MemoryConnection(transport, chunk, ("192.0.2.2", 14567))
     client.peer, server.peer = server, client
+    server.next_ids = {False: 1, True: 3}
     client.control, server.control = client._pair(0 if transport == "quic" else None)
     asyncio.get_running_loop().call_soon(lambda: server.on_stream(server.control))
     return client, server

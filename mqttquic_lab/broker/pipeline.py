@@ -1,0 +1,347 @@
+"""One stream of a client: bytes in, packets worked on in order, answers out on the same stream.
+
+All packets of a chunk are worked on in one go, without a task or an await in between. Plain QoS 0 messages, which are
+most of the traffic where speed matters, take a short cut: their bytes are passed on as they came, a run of them for
+the same topic at a time.
+
+The control stream is a :class:`mqttquic_lab.broker.client.Client`; the others are
+:class:`mqttquic_lab.broker.streams.DataStream`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mqttquic_lab.broker.message import Message
+from mqttquic_lab.broker.outbox import Holdable, Outbox
+from mqttquic_lab.broker.subscribing import RetainedDelivery, subscribe, unsubscribe
+from mqttquic_lab.errors import MalformedPacketError, ProtocolError
+from mqttquic_lab.mqtt import (
+    PacketDecoder,
+    PubAck,
+    PubComp,
+    Publish,
+    PubRec,
+    PubRel,
+    ReasonCode,
+    Subscribe,
+    Unsubscribe,
+    encode_publish,
+)
+from mqttquic_lab.mqtt.keepalive import ServerKeepAlive
+from mqttquic_lab.mqtt.state import ConnectionState, Role, check_packet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from mqttquic_lab.broker.router import Route
+    from mqttquic_lab.broker.server import BrokerServer
+    from mqttquic_lab.broker.sessions import Session
+    from mqttquic_lab.mqtt import Packet, Version
+    from mqttquic_lab.net.stream import ByteStream
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECT = 512 * 1024
+"""Bytes that a client may send before its CONNECT is complete: five properties and texts of 64 KiB each."""
+
+
+def ignore(*_: object) -> None:
+    """Drop what comes from a client that we are done with."""
+
+
+class Pipeline(Holdable):
+    """What the broker does with one stream.
+
+    Attributes
+    ----------
+    stream : ByteStream or None
+        None until the client has opened its control stream.
+    outbox : Outbox
+        Where answers, and messages for the subscriptions of :attr:`session`, go.
+    session : Session or None
+        Whose packet identifiers and subscriptions this stream uses; None before CONNECT was accepted.
+    state : ConnectionState
+    version : {4, 5}
+    size_limit : int or None
+        Maximum Packet Size that the client takes, bytes; None for any (MQTT 5.0 section 3.1.2.11.4).
+    is_plain : bool
+        Whether a QoS 0 message may be copied to :attr:`outbox` unseen.
+    """
+
+    def __init__(self, server: BrokerServer, version: Version | None) -> None:
+        self._server = server
+        self._stats = server.counters
+        self._router = server.router
+        self.stream: ByteStream | None = None
+        self.outbox: Outbox
+        self.state = ConnectionState.IDLE
+        self.version: Version = 5 if version is None else version
+        self.session: Session | None = None
+        self.size_limit: int | None = None
+        self.is_plain = True
+        self.is_ended = False
+        self.messages_in = 0
+        self.bytes_in = 0
+        self._aliases: dict[int, str] = {}
+        self._decoder = PacketDecoder(version, max_packet_size=server.config.max_packet_size, receiver="server")
+        self._failure: ProtocolError | None = None
+        self._reasons: set[object] = set()
+        self._waiting: deque[Packet] = deque()
+        self._keepalive = ServerKeepAlive(0)
+        self._retained = RetainedDelivery(self, server)
+
+    def _attach(self, stream: ByteStream) -> None:
+        """Read from `stream` and, unless there is another way out, answer on it."""
+        self.stream = stream
+        stream.on_data = self._on_data
+        stream.on_end = self._on_end
+        stream.on_reset = self._on_reset
+
+    def _make_outbox(self, stream: ByteStream) -> Outbox:
+        server = self._server
+        return Outbox(stream, self, server.flushes, server.config, self._stats, server.clock, self.on_room)
+
+    def _detach(self) -> None:
+        """Forget what has not been worked on, and what comes from now on."""
+        self._waiting.clear()
+        self._failure = None
+        if self.stream is not None:
+            self.stream.on_data = self.stream.on_end = self.stream.on_reset = ignore
+
+    # --- the transport's events ---------------------------------------------------------------------------------
+
+    def _on_data(self, data: bytes) -> None:
+        size = len(data)
+        self.bytes_in += size
+        self._stats.bytes_in += size
+        self._keepalive.received(self._server.clock.time())
+        try:
+            packets = self._decoder.feed(data)
+        except MalformedPacketError as error:
+            packets = error.packets
+            self._failure = error
+        if self.state is ConnectionState.IDLE and self._decoder.buffered > MAX_CONNECT:
+            self._failure = ProtocolError(
+                f"CONNECT of more than {MAX_CONNECT} bytes", reason_code=ReasonCode.PACKET_TOO_LARGE
+            )
+        if self._reasons:  # it was on its way when reading was paused
+            self._waiting.extend(packets)
+        else:
+            self._batch(packets)
+
+    def _on_end(self) -> None:
+        raise NotImplementedError
+
+    def _on_reset(self, error_code: int) -> None:
+        raise NotImplementedError
+
+    def disconnect(self, code: int, reason: str = "") -> None:
+        """End it, telling the client why if that is possible."""
+        raise NotImplementedError
+
+    def _fail(self, error: ProtocolError) -> None:
+        """End what has to end because the client broke a rule."""
+        raise NotImplementedError
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def block(self, reason: object) -> None:
+        """Stop reading until every reason has been taken back."""
+        if not self._reasons and self.stream is not None:
+            self.stream.pause_reading()
+        self._reasons.add(reason)
+
+    def unblock(self, reason: object) -> None:
+        """Take a reason back."""
+        if reason in self._reasons:
+            self._reasons.remove(reason)
+            if not self._reasons:
+                self._server.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        if self._reasons or self.is_ended:
+            return
+        if self._waiting or self._failure is not None:
+            packets, self._waiting = self._waiting, deque()
+            self._batch(packets)
+        if not self._reasons and not self.is_ended and self.stream is not None:
+            self.stream.resume_reading()
+
+    def _batch(self, packets: Iterable[Packet]) -> None:
+        """Work on packets, then write what came of it, to whomever."""
+        flushes = self._server.flushes
+        flushes.begin()
+        try:
+            self._work(packets)
+            self._check_failure()
+        except ProtocolError as error:
+            self._fail(error)
+        except Exception:  # a bug of ours in the handling of one client's packet must not stop the others
+            log.exception("internal error while serving %r", self)
+            self.disconnect(ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR, "internal error of the broker")
+        finally:
+            flushes.flush(self)
+            self._server.changed()
+
+    def _check_failure(self) -> None:
+        """Raise what the decoder found, once everything before it has been worked on."""
+        if self._failure is not None and not self._waiting:
+            raise self._failure
+
+    def _work(self, packets: Iterable[Packet]) -> None:
+        route_of = self._router.route
+        connected = ConnectionState.CONNECTED
+        run: list[Publish] = []
+        run_route: Route | None = None
+        remaining = iter(packets)
+        try:
+            for packet in remaining:
+                if (
+                    type(packet) is Publish
+                    and packet.qos == 0
+                    and not packet.retain
+                    and self.state is connected
+                    and "topic_alias" not in packet.properties
+                ):
+                    route = route_of(packet.topic)
+                    if route.fast:
+                        if route is not run_route:
+                            if run_route is not None:
+                                self._pass_on(run_route, run)
+                                run = []
+                            run_route = route
+                        run.append(packet)
+                        continue
+                if run_route is not None:
+                    self._pass_on(run_route, run)
+                    run = []
+                    run_route = None
+                self._handle(packet)
+                if self.is_ended:
+                    return
+                if self._reasons:
+                    self._waiting.extend(remaining)
+                    return
+        finally:
+            if run_route is not None:
+                self._pass_on(run_route, run)
+
+    def _pass_on(self, route: Route, run: list[Publish]) -> None:
+        """Copy plain QoS 0 messages of one topic to everybody: joined once per protocol version."""
+        count = len(run)
+        self.messages_in += count
+        self._stats.messages_in += count
+        for version, clients in route.plain.items():
+            if version == self.version:
+                packets = run[0].raw if count == 1 else b"".join([packet.raw for packet in run])
+            else:
+                packets = b"".join([encode_publish(p.topic, p.payload, version=version) for p in run])
+            for client in clients:
+                client.outbox.push(packets, count)
+
+    def _handle(self, packet: Packet) -> None:
+        self.state = check_packet(Role.CLIENT, self.state, packet, self.version)
+        self.HANDLERS[type(packet)](self, packet)
+
+    # --- PUBLISH and acknowledgements ---------------------------------------------------------------------------
+
+    def _on_publish(self, packet: Publish) -> None:
+        session = self.session
+        assert session is not None
+        self.messages_in += 1
+        self._stats.messages_in += 1
+        topic = packet.topic
+        if "topic_alias" in packet.properties or not topic:
+            topic = self._resolve_alias(packet)
+        if packet.qos:
+            nobody = self.version == 5 and self._router.route(topic).is_empty
+            received = session.deliveries.receive(packet, ReasonCode.NO_MATCHING_SUBSCRIBERS if nobody else 0)
+            assert received.reply is not None
+            self.outbox.write(received.reply.encode(self.version))
+            if not received.deliver:
+                return
+        now = self._server.clock.time()
+        message = Message(topic, packet.payload, packet.qos, packet.retain, packet.properties, now)
+        self._server.publish(message, session.owner)
+
+    def _resolve_alias(self, packet: Publish) -> str:
+        """Return the topic of a PUBLISH with a topic alias (MQTT 5.0 section 3.3.2.3.4)."""
+        alias = packet.properties.get("topic_alias")
+        if alias is not None and not 0 < alias <= self._server.config.topic_alias_maximum:
+            raise ProtocolError(
+                f"topic alias {alias} is not 1 to {self._server.config.topic_alias_maximum}",
+                reason_code=ReasonCode.TOPIC_ALIAS_INVALID,
+                rule="MQTT-3.3.2-8",
+                section="MQTT 5.0 section 3.3.2.3.4",
+            )
+        if packet.topic:
+            assert alias is not None
+            self._aliases[alias] = packet.topic
+            return packet.topic
+        topic = self._aliases.get(alias) if alias is not None else None
+        if topic is None:
+            raise ProtocolError(
+                f"topic alias {alias} was never given a topic" if alias else "PUBLISH has neither topic nor alias",
+                reason_code=ReasonCode.PROTOCOL_ERROR,
+                section="MQTT 5.0 section 3.3.2.3.4",
+            )
+        return topic
+
+    def _on_acknowledgement(self, packet: PubAck | PubRec | PubComp) -> None:
+        session = self.session
+        assert session is not None
+        reply = session.acknowledge(packet)
+        if reply is not None:
+            self.outbox.write(reply.encode(self.version))
+        self.on_room()
+
+    def _on_pubrel(self, packet: PubRel) -> None:
+        assert self.session is not None
+        self.outbox.write(self.session.deliveries.release(packet).encode(self.version))
+
+    def on_room(self) -> None:
+        """Send what waited for room: in the connection, or among the unacknowledged messages."""
+        if self.session is not None and not self.is_ended:
+            self.session.pump()
+            self._retained.pump()
+
+    # --- SUBSCRIBE and UNSUBSCRIBE ------------------------------------------------------------------------------
+
+    def _on_subscribe(self, packet: Subscribe) -> None:
+        assert self.session is not None
+        answer = subscribe(self._server, self.session, packet, self._retained)
+        self.outbox.write(answer.encode(self.version))
+        self._retained.pump()
+
+    def _on_unsubscribe(self, packet: Unsubscribe) -> None:
+        assert self.session is not None
+        self.outbox.write(unsubscribe(self._server, self.session, packet).encode(self.version))
+
+    # --- what others ask ----------------------------------------------------------------------------------------
+
+    def way(self, topic: str) -> Outbox:
+        """Return where messages of a topic go out."""
+        return self.outbox
+
+    def takes(self, size: int, *, count: bool = True) -> bool:
+        """Whether the client accepts a packet of `size` bytes; `count` one that it does not as dropped."""
+        if self.size_limit is None or size <= self.size_limit:
+            return True
+        if count:
+            self._stats.dropped_size += 1
+            self.outbox.dropped += 1
+        return False
+
+    HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
+        Publish: _on_publish,
+        PubAck: _on_acknowledgement,
+        PubRec: _on_acknowledgement,
+        PubComp: _on_acknowledgement,
+        PubRel: _on_pubrel,
+        Subscribe: _on_subscribe,
+        Unsubscribe: _on_unsubscribe,
+    }
+    """Packet type -> what to do."""
