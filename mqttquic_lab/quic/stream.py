@@ -118,6 +118,11 @@ class QuicStream(ByteStream):
         self.connection.written(len(data))
 
     @property
+    def is_writable(self) -> bool:
+        """Whether the sending side is open: neither ended, nor reset, nor stopped by the peer."""
+        return self._writable
+
+    @property
     def unsent(self) -> int:
         """Bytes written and not yet given to the engine."""
         return self._queued
