@@ -113,6 +113,42 @@ class DisconnectedError(ReasonedError, ConnectionError):
     """The session is not connected (any more); says since when and why."""
 
 
+class MigrationError(LabError):
+    """A QUIC connection could not move to another address (RFC 9000 section 9); it goes on where it was.
+
+    Attributes
+    ----------
+    problem : str
+        ``"unconfirmed"`` (the handshake is not confirmed yet), ``"disabled"`` (the server asked not to),
+        ``"no spare id"`` (the server gave no unused connection id), ``"unreachable"`` (no route from that address) or
+        ``"not validated"`` (no answer on the new path).
+    """
+
+    def __init__(self, message: str, *, problem: str) -> None:
+        super().__init__(message)
+        self.problem = problem
+
+
+class StreamClosedError(DisconnectedError):
+    """One data stream has ended, and what was in flight on it failed; the session lives on its other streams.
+
+    Attributes
+    ----------
+    stream_id : int or None
+        QUIC stream id (RFC 9000 section 2.1).
+    """
+
+    stream_id: int | None = None
+
+
+class StreamLimitError(UsageError):
+    """The broker lets us open no more streams now (RFC 9000 section 4.6); waiting would be in vain."""
+
+
+class BrokerProfileWarning(UserWarning):
+    """The broker of this profile is known to refuse what was just asked for; it is sent nevertheless."""
+
+
 class ProtocolError(ReasonedError):
     """One end broke a rule of the standard.
 

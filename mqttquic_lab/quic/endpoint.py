@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 NetworkAddress = Any
 """What ``recvfrom`` gives, (host, port) or (host, port, flow info, scope id); on a socket that is bound to every
-interface followed by a :class:`PacketInfo`, so that replies leave from the address that was asked."""
+interface followed by a :class:`PacketInfo`, so that replies leave from the address that was asked. Where a connection
+may have several sockets, a :class:`Via` comes last."""
 
 Datagrams = list[tuple[bytes, NetworkAddress]]
 
@@ -91,6 +92,21 @@ class PacketInfo:
         return self.level, self.kind, struct.pack("=16sI", self.address, self.interface)
 
 
+class Via:
+    """Ends an address and tells through which socket it is reached, where a connection may have several.
+
+    Two addresses with different ones are different paths (RFC 9000 section 9), though the peer is the same.
+
+    Attributes
+    ----------
+    endpoint : Endpoint
+        The socket; another one after a rebinding, which is no new path.
+    """
+
+    __slots__ = ("endpoint",)
+    endpoint: Endpoint
+
+
 @dataclass(slots=True)
 class EndpointCounters:
     """What passed through one socket.
@@ -136,6 +152,8 @@ class Endpoint:
     peer : address, optional
         The address to which the socket is connected: the only one that is read from and sent to. A connected socket
         is what makes the kernel report ICMP errors.
+    via : Via, optional
+        Ends every address that was read here. For sockets without `peer`; a `peer` has its own.
 
     Attributes
     ----------
@@ -152,12 +170,14 @@ class Endpoint:
         sock: socket.socket,
         *,
         peer: NetworkAddress | None = None,
+        via: Via | None = None,
     ) -> None:
         self.counters = EndpointCounters()
         self.route: Callable[[bytes, NetworkAddress], DatagramReceiver | None] = _nobody
         self.on_error: Callable[[OSError], None] = _unheard
         self._loop = asyncio.get_running_loop()
         self._peer = peer
+        self._via = via
         self._queue: Datagrams = []
         self._blocked = False
         self._waiting: dict[DatagramReceiver, None] = {}
@@ -201,9 +221,14 @@ class Endpoint:
     def local_address_towards(self, address: NetworkAddress | None) -> tuple[str, int]:
         """Our host and port on the path to `address`, which a socket bound to every interface has many of."""
         host, port = self.local_address
-        if address is not None and isinstance(address[-1], PacketInfo):
-            host = address[-1].host
-        return host, port
+        info = _packet_info(address)
+        return info.host if info is not None else host, port
+
+    @property
+    def socket_name(self) -> tuple[Any, ...]:
+        """Our address as the socket has it, with what IPv6 adds."""
+        name: tuple[Any, ...] = self._socket.getsockname()
+        return name
 
     @property
     def blocked(self) -> bool:
@@ -258,6 +283,8 @@ class Endpoint:
                 if self._closed:
                     return
                 continue
+            if self._via is not None:
+                address = (*address, self._via)
             self._dispatch(size, segment, self._peer or address, now, touched)
         for receiver in touched:
             try:
@@ -329,9 +356,10 @@ class Endpoint:
         count = self._run_length(queue, first) if self._gso else 1
         try:
             if self._peer is not None and address != self._peer:
-                # A connected socket reaches its peer only (a server's preferred address is not supported).
-                self.counters.datagrams_dropped += 1
+                self.counters.datagrams_dropped += 1  # a connected socket reaches its peer only
                 return 1
+            if self._via is not None:
+                address = address[:-1]
             if count > 1 or self._packet_info:
                 segments = [payload for payload, _ in queue[first : first + count]]
                 ancillary = [(socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", len(data)))] if count > 1 else []
@@ -374,6 +402,11 @@ class Endpoint:
     def _failed(self, error: OSError) -> None:
         self.counters.errors += 1
         self.on_error(error)
+
+
+def _packet_info(address: NetworkAddress | None) -> PacketInfo | None:
+    """Return the :class:`PacketInfo` of an address, which a :class:`Via` may follow."""
+    return next((part for part in address[2:] if isinstance(part, PacketInfo)), None) if address is not None else None
 
 
 def _segment_size(ancillary: list[tuple[int, int, bytes]]) -> int:

@@ -20,6 +20,10 @@ class RttEstimator:
     __slots__ = ("_latest", "_minimum", "_smoothed", "_variance", "ack_delay")
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the path is another one (RFC 9000 section 9.4)."""
         self.ack_delay = 0.0
         self._latest = self._minimum = self._smoothed = self._variance = -1.0
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aioquic.quic.configuration import QuicConfiguration
 
-from mqttquic_lab.quic.private import Engine
+from mqttquic_lab.quic.private import Engine, PathAnnouncement
 
 if TYPE_CHECKING:
     from tests.helpers.certs import Identities
@@ -18,7 +18,14 @@ CLIENT, SERVER = ("192.0.2.1", 1000), ("192.0.2.2", 2000)
 class Engines:
     """A client's and a server's engine, and the time that both believe in."""
 
-    def __init__(self, identities: Identities, *, window: int = 100_000, **client: Any) -> None:
+    def __init__(
+        self,
+        identities: Identities,
+        *,
+        window: int = 100_000,
+        announcement: PathAnnouncement | None = None,
+        **client: Any,
+    ) -> None:
         self.now = 1000.0
         self.tickets: list[Any] = []
         client.setdefault("verify_mode", ssl.CERT_NONE)
@@ -38,6 +45,7 @@ class Engines:
                 private_key=identity.private_key,
                 max_stream_data=window,
             ),
+            announcement=announcement,
             original_destination_connection_id=self.client.original_destination_connection_id,
             session_ticket_handler=lambda _: None,
         )

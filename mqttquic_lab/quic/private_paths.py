@@ -1,0 +1,108 @@
+"""Paths and connection ids of an engine (RFC 9000 sections 5.1, 8.2 and 9); the other half of ``private.py``.
+
+aioquic knows a path by the peer's address alone. Addresses that end in a
+:class:`~mqttquic_lab.quic.endpoint.Via` differ by our own socket as well, so that a client's new local address is a
+path of its own: aioquic then sends the challenge, answers the peer's, and changes over once the path is validated, as
+it does for a server's preferred address.
+"""
+
+# ruff: noqa: SLF001 - reading private names is what this module is for
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aioquic.quic.congestion.base import create_congestion_control
+from aioquic.quic.connection import QuicNetworkPath
+
+if TYPE_CHECKING:
+    from mqttquic_lab.quic.endpoint import NetworkAddress
+    from mqttquic_lab.quic.private import Engine
+
+
+def path_validated(engine: Engine) -> bool:
+    """Whether the peer has shown that it is reached where packets go now (RFC 9000 section 8.2)."""
+    return bool(engine._network_paths) and engine._network_paths[0].is_validated
+
+
+def unvalidated_bytes(engine: Engine) -> tuple[int, int] | None:
+    """Return (received, sent) on the path in use, None if it is validated; at most three times as many are sent."""
+    path = engine._network_paths[0]
+    return None if path.is_validated else (path.bytes_received, path.bytes_sent)
+
+
+def spare_connection_ids(engine: Engine) -> int:
+    """Return how many connection ids the peer has given that were not used yet (RFC 9000 section 5.1.1)."""
+    return len(engine._peer_cid_available)
+
+
+def connection_id_sequence(engine: Engine) -> int:
+    """Return the sequence number of the peer's connection id that our packets carry."""
+    return engine._peer_cid.sequence_number or 0
+
+
+def probe_path(engine: Engine, address: NetworkAddress) -> None:
+    """Begin to validate a path, with a spare connection id of its own (client side).
+
+    The next transmission carries PATH_CHALLENGE; with its PATH_RESPONSE the path is taken into use.
+    """
+    path = QuicNetworkPath(address)
+    path.peer_cid = engine._peer_cid_available.pop(0)
+    engine._add_network_path(path)
+
+
+def challenge_again(engine: Engine, address: NetworkAddress) -> None:
+    """Send another PATH_CHALLENGE: aioquic repeats a lost one on the path in use only (RFC 9000 section 8.2.1)."""
+    for path in engine._network_paths:
+        if path.addr == address and not path.is_validated:
+            path.local_challenge_sent = False
+
+
+def forget_path(engine: Engine, address: NetworkAddress) -> None:
+    """Forget a path that is not in use; a connection id that was kept for it is retired (RFC 9000 section 9.5)."""
+    for path in engine._network_paths[1:]:
+        if path.addr == address:
+            engine._network_paths.remove(path)
+            if path.peer_cid is not None:
+                engine._retire_peer_cid(path.peer_cid)
+
+
+def take_preferred_address(engine: Engine) -> tuple[str, int] | None:
+    """Return the server's preferred address if it can be used, and leave it to the caller (RFC 9000 section 9.6.1)."""
+    if engine._remote_preferred_address is None:
+        return None
+    address = engine._find_preferred_address()
+    engine._remote_preferred_address = None
+    return None if address is None else (str(address[0]), int(address[1]))
+
+
+def start_path(engine: Engine) -> None:
+    """Begin congestion control and round-trip times anew for the path in use (RFC 9000 section 9.4).
+
+    What is still in flight went another way: its acknowledgement or loss says nothing about this one.
+    """
+    loss, estimator = engine._loss, engine.rtt
+    controller = create_congestion_control(
+        engine.configuration.congestion_control_algorithm, max_datagram_size=engine.configuration.max_datagram_size
+    )
+    for space in loss.spaces:
+        for packet in space.sent_packets.values():
+            packet.in_flight = packet.is_ack_eliciting = False
+        space.ack_eliciting_in_flight = 0
+    loss._cc = controller
+    loss._rtt_initialized = False
+    loss._rtt_first_sample_time = loss._rtt_latest = loss._rtt_smoothed = loss._rtt_variance = 0.0
+    loss._rtt_min = float("inf")
+    loss._pacer.packet_time = None
+    loss._pacer.bucket_time = loss._pacer.bucket_max = 0.0
+    estimator.reset()
+    engine.watch_controller()
+    resend_soon(engine)
+
+
+def resend_soon(engine: Engine) -> None:
+    """Have what was lost on another path noticed after one round trip, not after a backed-off probe timeout."""
+    loss = engine._loss
+    loss._pto_count = 0
+    if any(space.sent_packets for space in loss.spaces):
+        loss._send_probe()
