@@ -8,6 +8,7 @@ from __future__ import annotations
 from mqttquic_lab.mqtt.datagram import Datagram, encode_datagram, max_datagram_payload, read_datagram
 from mqttquic_lab.mqtt.decoder import MAX_PACKET_SIZE, PacketDecoder
 from mqttquic_lab.mqtt.deliveries import Deliveries, Delivery, Outcome, Received
+from mqttquic_lab.mqtt.flow_book import Change
 from mqttquic_lab.mqtt.flow_codes import (
     ConnectionCode,
     ErrorLevel,
@@ -19,7 +20,7 @@ from mqttquic_lab.mqtt.flow_codes import (
 from mqttquic_lab.mqtt.flow_header import CONTROL_FLAGS, FlowFlags, FlowHeader, FlowHeaderDecoder, FlowType
 from mqttquic_lab.mqtt.flow_packets import FLOW_PACKET_TABLE, FlowKind, check_flow_packet
 from mqttquic_lab.mqtt.flow_state import FLOW_PHASES, Flow, FlowPhase
-from mqttquic_lab.mqtt.flows import Change, FlowTable
+from mqttquic_lab.mqtt.flows import FlowTable
 from mqttquic_lab.mqtt.keepalive import KeepAlive, ServerKeepAlive
 from mqttquic_lab.mqtt.packet_ids import MAX_PACKET_ID, PacketIds
 from mqttquic_lab.mqtt.packets import (
@@ -59,6 +60,14 @@ from mqttquic_lab.mqtt.state import (
     check_packet,
     packet_kind,
 )
+from mqttquic_lab.mqtt.stream_mapping import (
+    CONTROL_STREAM,
+    StreamChoice,
+    StreamKey,
+    StreamLimitError,
+    StreamMapping,
+    StreamMode,
+)
 from mqttquic_lab.mqtt.topics import (
     MAX_TOPIC_BYTES,
     SHARE_PREFIX,
@@ -72,6 +81,7 @@ from mqttquic_lab.mqtt.trie import TopicMap, TopicTrie
 __all__ = [
     "CONNECTION_TABLE",
     "CONTROL_FLAGS",
+    "CONTROL_STREAM",
     "DELIVERY_TABLE",
     "EMPTY",
     "FLOW_PACKET_TABLE",
@@ -130,7 +140,12 @@ __all__ = [
     "Receiver",
     "Role",
     "ServerKeepAlive",
+    "StreamChoice",
     "StreamCode",
+    "StreamKey",
+    "StreamLimitError",
+    "StreamMapping",
+    "StreamMode",
     "SubAck",
     "Subscribe",
     "Subscription",

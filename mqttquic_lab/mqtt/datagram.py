@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mqttquic_lab.errors import MalformedPacketError, PublishError, UsageError
+from mqttquic_lab.mqtt import flow_rules
 from mqttquic_lab.mqtt.decoder import PacketDecoder
-from mqttquic_lab.mqtt.flow_codes import ErrorLevel, FlowError, StreamCode
 from mqttquic_lab.mqtt.flow_header import encode_varint
 from mqttquic_lab.mqtt.flow_packets import FlowKind, check_flow_packet
 from mqttquic_lab.mqtt.publish import Publish, encode_publish
@@ -157,24 +157,9 @@ def read_datagram(data: bytes | bytearray | memoryview, *, receiver: Receiver, v
     check_flow_packet(packet, FlowKind.DATAGRAM)
     if not isinstance(packet, Publish) or packet.qos:
         what = f"PUBLISH at QoS {packet.qos}" if isinstance(packet, Publish) else packet.NAME
-        raise FlowError(
-            f"{what} in a datagram: this end takes PUBLISH at QoS 0 only",
-            level=ErrorLevel.STREAM,
-            code=StreamCode.FLOW_PACKET_CANCELLED,
-            section="9.19",
-            reason_code=0x83,
-            packet=packet,
-        )
+        raise flow_rules.DATAGRAM_PACKET.broken(what, packet=packet)
     if "topic_alias" in packet.properties:
-        raise FlowError(
-            "PUBLISH with a topic alias in a datagram, which belongs to no flow",
-            level=ErrorLevel.STREAM,
-            code=StreamCode.FLOW_PACKET_CANCELLED,
-            section="9.21",
-            reason_code=0x94,
-            field="topic_alias",
-            packet=packet,
-        )
+        raise flow_rules.DATAGRAM_ALIAS.broken(packet=packet, field="topic_alias")
     return Datagram("mqtt", packet)
 
 

@@ -27,7 +27,8 @@ from enum import IntEnum
 from typing import Final
 
 from mqttquic_lab.errors import UsageError
-from mqttquic_lab.mqtt.flow_codes import ErrorLevel, FlowError, StreamCode
+from mqttquic_lab.mqtt import flow_rules
+from mqttquic_lab.mqtt.flow_codes import FlowError
 from mqttquic_lab.mqtt.reader import Bits, Field
 from mqttquic_lab.mqtt.state import Role
 
@@ -353,15 +354,7 @@ class FlowHeaderDecoder:
             When it is not: level 2, INCOMPLETE_PACKET. Whose flow it would have been is unknown.
         """
         if not self.done:
-            raise FlowError(
-                f"the stream ended after {len(self._buffer)} bytes, inside its flow header",
-                level=ErrorLevel.STREAM,
-                code=StreamCode.INCOMPLETE_PACKET,
-                section="9.13.1",
-                reason_code=0x81,
-                offset=len(self._buffer),
-                field="flow_type" if not self._buffer else "",
-            )
+            raise flow_rules.HEADER_CUT.broken(f"{len(self._buffer)} bytes of it came", offset=len(self._buffer))
 
     def _read(self, data: bytes) -> None:
         if not self.required and data and not 0x11 <= data[0] <= 0x14:
@@ -374,15 +367,8 @@ class FlowHeaderDecoder:
         if kind[0] not in _NAMES:
             # 0x1f * N + 0x21 are reserved (9.20), so that receivers learn to live with types they do not know.
             reserved = kind[0] >= 0x21 and (kind[0] - 0x21) % 0x1F == 0
-            raise FlowError(
-                f"flow type 0x{kind[0]:x} is {'reserved' if reserved else 'unknown'}",
-                level=ErrorLevel.STREAM,
-                code=StreamCode.STREAM_TYPE,
-                section="9.20",
-                reason_code=0x81,
-                offset=0,
-                field="flow_type",
-            )
+            detail = f"0x{kind[0]:x}, one of the reserved ones" if reserved else f"0x{kind[0]:x}"
+            raise flow_rules.TYPE_UNKNOWN.broken(detail, field="flow_type", offset=0)
         type_ = FlowType(kind[0])
         flow = decode_varint(data, kind[1])
         if flow is None:
@@ -402,15 +388,7 @@ class FlowHeaderDecoder:
             end += 1
         header = FlowHeader(type_, flow_id, interval, flags, raw=data[:end])
         if flags.optional_headers:
-            raise FlowError(
-                "optional headers follow, but the draft does not define where they end",
-                level=ErrorLevel.FLOW,
-                code=StreamCode.OPTIONAL_HEADER,
-                section="9.9",
-                header=header,
-                offset=end - 1,
-                field="flow_flags",
-            )
+            raise flow_rules.OPTIONAL_HEADERS.broken(header=header, field="flow_flags", offset=end - 1)
         self._finish(header, data, end)
 
     def _finish(self, header: FlowHeader | None, data: bytes, end: int) -> None:
@@ -439,41 +417,28 @@ def check_header(header: FlowHeader, *, initiator: Role, unidirectional: bool, s
     FlowError
         Level 0 for a control flow that is none, else level 1.
     """
-
-    def broken(
-        message: str, code: StreamCode, section: str, name: str, level: ErrorLevel = ErrorLevel.FLOW
-    ) -> FlowError:
-        offset = next((span.start for span in header.fields() if span.name == name), None)
-        return FlowError(message, level=level, code=code, section=section, header=header, offset=offset, field=name)
-
-    who = initiator.name.lower()
+    flag_field = "flow_flags"
     if header.type is FlowType.CONTROL:
-        level = ErrorLevel.CONNECTION
+        flag_field = "flow_persistent_flag"
         if initiator is not Role.CLIENT:
-            raise broken("only a client opens the control flow", StreamCode.NOT_FLOW_OWNER, "9.10", "flow_type", level)
+            raise flow_rules.CONTROL_BY_SERVER.broken(header=header, field="flow_type")
         if header.flow_id != CONTROL_FLOW_ID:
-            message = f"the control flow has id {header.flow_id} instead of 0"
-            raise broken(message, StreamCode.BAD_FLOW_ID, "9.6.1", "flow_id", level)
+            raise flow_rules.CONTROL_ID.broken(str(header.flow_id), header=header, field="flow_id")
         if unidirectional:
-            message = "the control flow is on a unidirectional stream"
-            raise broken(message, StreamCode.STREAM_TYPE, "9.20", "flow_type", level)
-        name = "flow_persistent_flag"
+            raise flow_rules.CONTROL_UNIDIRECTIONAL.broken(header=header, field="flow_type")
     else:
-        owner = _OPENED_BY.get(header.type, initiator)
-        if owner is not initiator:
-            message = f"a {header.name} header on a stream that the {who} opened"
-            raise broken(message, StreamCode.NOT_FLOW_OWNER, "9.10", "flow_type")
-        answers = not strict and header.type is FlowType.SERVER_DATA and header.flow_id != CONTROL_FLOW_ID
-        if (header.flow_id == CONTROL_FLOW_ID or header.owner is not initiator) and not answers:
-            message = f"flow id {header.flow_id} is the {header.owner.name.lower()}'s, but the {who} opened the stream"
-            if header.flow_id == CONTROL_FLOW_ID:
-                message = "flow id 0 is the control flow's"
-            raise broken(message, StreamCode.BAD_FLOW_ID, "9.4", "flow_id")
-        name = "flow_flags"
+        if _OPENED_BY.get(header.type, initiator) is not initiator:
+            detail = f"{header.name} on a stream that the {initiator.name.lower()} opened"
+            raise flow_rules.INITIATOR.broken(detail, header=header, field="flow_type")
+        if header.flow_id == CONTROL_FLOW_ID:
+            raise flow_rules.ID_ZERO.broken(header=header, field="flow_id")
+        if header.owner is not initiator and (strict or header.type is not FlowType.SERVER_DATA):
+            detail = f"id {header.flow_id} on a stream that the {initiator.name.lower()} opened"
+            raise flow_rules.ID_OWNER.broken(detail, header=header, field="flow_id")
     if header.flags.clean and header.flags.abort_if_no_state:
-        raise broken("clean and abort_if_no_state are both set", StreamCode.DISCARD_STATE, "9.8", name)
+        raise flow_rules.CLEAN_OR_ABORT.broken(header=header, field=flag_field)
     if header.type is FlowType.SERVER_DATA and header.flags.persistent_subscriptions:
-        raise broken("persistent_subscriptions is set on a server flow", StreamCode.PERSISTENT_SUB, "9.8", name)
+        raise flow_rules.SERVER_SUBSCRIPTIONS.broken(header=header, field=flag_field)
 
 
 _OPENED_BY: Final = {FlowType.CLIENT_DATA: Role.CLIENT, FlowType.SERVER_DATA: Role.SERVER}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
-from mqttquic_lab.mqtt.flow_codes import ErrorLevel, FlowError, StreamCode
+from mqttquic_lab.mqtt import flow_rules
 from mqttquic_lab.mqtt.flow_header import FlowType
 from mqttquic_lab.mqtt.packet import TYPE_NAMES
 
@@ -69,18 +69,9 @@ def check_flow_packet(packet: Any, kind: FlowKind, flow_id: int | None = None) -
     Raises
     ------
     FlowError
-        When it may not. The draft gives neither level nor code for that. Here a control flow's is level 0, since that
-        flow cannot do without its stream; on data flows it is level 2, FLOW_PACKET_CANCELLED: the packet breaks no
-        state, and the flow may be recovered.
+        When it may not: level 2, FLOW_PACKET_CANCELLED.
     """
-    if FLOW_PACKET_TABLE[packet.TYPE, kind]:
-        return
-    where = ", ".join(other.text for other in _COLUMNS if FLOW_PACKET_TABLE[packet.TYPE, other])
-    raise FlowError(
-        f"{packet.NAME} on {kind.text}: it may travel on {where}",
-        level=ErrorLevel.CONNECTION if kind is FlowKind.CONTROL else ErrorLevel.STREAM,
-        code=StreamCode.FLOW_PACKET_CANCELLED,
-        section="9.19",
-        flow_id=flow_id,
-        packet=packet,
-    )
+    if not FLOW_PACKET_TABLE[packet.TYPE, kind]:
+        where = ", ".join(other.text for other in _COLUMNS if FLOW_PACKET_TABLE[packet.TYPE, other])
+        detail = f"{packet.NAME} on {kind.text}, and it may travel on {where}"
+        raise flow_rules.MISPLACED.broken(detail, flow_id=flow_id, packet=packet)

@@ -1,8 +1,8 @@
 """One flow: where its stream stands (MQoQ 9.17), and the state that may outlive it (MQoQ 9.21).
 
 :data:`FLOW_PHASES` is the draft's table of composite states. :class:`Flow` is what
-:class:`mqttquic_lab.mqtt.flows.FlowTable` keeps per flow; it changes only there, except for the books that session or
-broker keep in it: ``deliveries``, ``aliases_in``, ``aliases_out``, ``subscriptions`` and ``owner_data``.
+:class:`mqttquic_lab.mqtt.flows.FlowTable` keeps per flow, and only that calls its verbs. Session and broker read
+it, and keep their books in ``deliveries``, ``aliases_in``, ``aliases_out``, ``subscriptions`` and ``owner_data``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mqttquic_lab.mqtt.state import Role
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mqttquic_lab.mqtt.deliveries import Deliveries
+    from mqttquic_lab.mqtt.deliveries import Deliveries, Delivery
 
 
 class Part(IntEnum):
@@ -184,6 +184,60 @@ class Flow:
     def unidirectional(self) -> bool:
         """Whether its stream is (RFC 9000 section 2.1); False without a stream."""
         return self.stream_id is not None and bool(self.stream_id & 2)
+
+    def attach(self, header: FlowHeader, stream_id: int, now: float) -> None:
+        """Put the flow on a stream; both directions that the stream has are open then (MQoQ 9.10)."""
+        ours = Role(stream_id & 1) is self.role
+        unidirectional = bool(stream_id & 2)
+        self.header = header
+        self.stream_id = stream_id
+        self.sending = Part.OPEN if ours or not unidirectional else Part.NONE
+        self.receiving = Part.NONE if ours and unidirectional else Part.OPEN
+        self.active = False
+        self.opened_at = now
+        self.expires_at = None
+
+    def detach(self, *, own_deliveries: bool) -> tuple[tuple[Delivery, ...], tuple[str, ...]]:
+        """Take the flow off its stream and drop the parts of its state that no flag keeps (MQoQ 9.8).
+
+        Of the control flow only topic aliases are dropped: the rest is the session's, and CONNECT's Clean Start and
+        Session Expiry Interval decide about that.
+
+        Parameters
+        ----------
+        own_deliveries : bool
+            Whether :attr:`deliveries` is this flow's alone.
+
+        Returns
+        -------
+        tuple
+            Messages given up and filters unsubscribed.
+        """
+        flags = self.header.flags
+        self.stream_id = None
+        self.sending = self.receiving = Part.NONE
+        given_up: tuple[Delivery, ...] = ()
+        unsubscribed: tuple[str, ...] = ()
+        if own_deliveries:
+            self.deliveries.suspend()
+            if not (flags.persistent_qos or self.is_control):
+                given_up = tuple(self.deliveries.clear())
+        if not flags.persistent_topic_alias:
+            self.aliases_in.clear()
+            self.aliases_out.clear()
+        if not (flags.persistent_subscriptions or self.is_control):
+            unsubscribed = tuple(self.subscriptions)
+            self.subscriptions.clear()
+        return given_up, unsubscribed
+
+    def forget(self, *, own_deliveries: bool) -> tuple[tuple[Delivery, ...], tuple[str, ...]]:
+        """Empty the whole state (MQoQ 9.8, clean); takes and returns the same as :meth:`detach`."""
+        given_up = tuple(self.deliveries.clear()) if own_deliveries else ()
+        unsubscribed = tuple(self.subscriptions)
+        self.subscriptions.clear()
+        self.aliases_in.clear()
+        self.aliases_out.clear()
+        return given_up, unsubscribed
 
     def __repr__(self) -> str:
         where = f"stream {self.stream_id}" if self.stream_id is not None else "no stream"

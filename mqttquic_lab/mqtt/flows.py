@@ -8,15 +8,15 @@ verb takes stream ids and `now`, and answers with a :class:`Change` that says wh
     stream.write(change.flow.header.encode())
     change = table.accept(header, stream.id, now=now)            # the peer did
     flow = table.check_packet(stream.id, packet, sender)         # each packet, in and out
-    change = table.finish(stream.id, now=now)                    # right after we sent FIN
-    change = table.fin_received(stream.id, now=now, buffered=packet_decoder.buffered)
+    change = table.finish(stream.id)                             # right after we sent FIN
+    change = table.fin_received(stream.id, buffered=packet_decoder.buffered)
     change = table.abort(stream.id, code, now=now)               # we give it up
     change = table.reset_received(stream.id, code, now=now)      # RESET_STREAM or STOP_SENDING arrived
     change = table.fail(stream.id, error, now=now)               # any ProtocolError of this stream, from here or the
-                                                                 # packet decoder: applies the error levels
+                                                                 # decoders: applies the error levels
     changes = table.connection_lost(now=now)
     changes = table.poll(now)                                    # at table.next_deadline(): expiry, idle flows
-    changes = table.clear()                                      # the session was discarded
+    changes = table.clear()                                      # the session's state is gone
 
 and after each::
 
@@ -31,11 +31,13 @@ Events of a stream that no flow uses any more (it was taken over, or has ended) 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from mqttquic_lab.errors import ProtocolError, UsageError
+from mqttquic_lab.mqtt import flow_rules
 from mqttquic_lab.mqtt.deliveries import Deliveries
+from mqttquic_lab.mqtt.flow_book import NO_CHANGE, Change, FlowBook, flow_key
 from mqttquic_lab.mqtt.flow_codes import ConnectionCode, ErrorLevel, FlowError, StreamCode, as_stream_code
 from mqttquic_lab.mqtt.flow_header import (
     CONTROL_FLAGS,
@@ -51,7 +53,7 @@ from mqttquic_lab.mqtt.flow_state import Flow, FlowPhase, Part
 from mqttquic_lab.mqtt.state import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from mqttquic_lab.mqtt.deliveries import Delivery
 
@@ -63,49 +65,8 @@ MAX_EXPIRE_INTERVAL: Final = 86_400
 
 _NEEDS_ANSWER: Final = {"SUBSCRIBE", "UNSUBSCRIBE", "PINGREQ"}
 
-_Key = tuple[FlowType, int]
 
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a verb of :class:`FlowTable` brought about, and what its caller has to do.
-
-    Attributes
-    ----------
-    flow : Flow or None
-        The flow concerned; None when none was.
-    recovered : bool
-        The flow goes on from its preserved state: call ``flow.deliveries.resume()`` and send what it returns.
-    resets : tuple of (int, StreamCode)
-        Streams to abort in both directions (RESET_STREAM, STOP_SENDING), with the code.
-    finish : bool
-        The peer's sending direction has ended in order: handle what has arrived, write what is left to say, send FIN
-        and call :meth:`FlowTable.finish` (MQoQ 9.13.1).
-    removed : bool
-        The flow and its state are gone.
-    close : ConnectionCode or None
-        Close the connection with this code.
-    given_up : tuple of Delivery
-        Outgoing messages whose exchange will never end on this flow, oldest first: fail them or send them elsewhere.
-    unsubscribed : tuple of str
-        Topic filters of subscriptions that are gone.
-    """
-
-    flow: Flow | None = None
-    recovered: bool = False
-    resets: tuple[tuple[int, StreamCode], ...] = ()
-    finish: bool = False
-    removed: bool = False
-    close: ConnectionCode | None = None
-    given_up: tuple[Delivery, ...] = ()
-    unsubscribed: tuple[str, ...] = ()
-
-
-NO_CHANGE: Final = Change()
-"""Nothing to do."""
-
-
-class FlowTable:
+class FlowTable(FlowBook):
     """The flows of one MQTT session, at one end.
 
     Parameters
@@ -143,20 +104,13 @@ class FlowTable:
     """
 
     __slots__ = (
-        "_by_stream",
-        "_failed",
-        "_flows",
         "_make_deliveries",
         "_next_id",
-        "_shared",
         "closing_tolerance",
         "expired",
         "max_expire_interval",
-        "max_flows",
         "open_idle_timeout",
         "refused",
-        "role",
-        "stale",
         "strict",
     )
 
@@ -174,19 +128,14 @@ class FlowTable:
     ) -> None:
         if max_flows < 1:
             raise UsageError(f"max_flows is {max_flows!r}: the control flow alone needs one")
-        self.role = role
-        self.max_flows = max_flows
+        super().__init__(role, max_flows, shared)
         self.max_expire_interval = max_expire_interval
         self.open_idle_timeout = open_idle_timeout
         self.strict = strict
         self.closing_tolerance = closing_tolerance
         self._make_deliveries = make_deliveries
-        self._shared = shared
-        self._flows: dict[_Key, Flow] = {}
-        self._by_stream: dict[int, Flow] = {}
-        self._failed: dict[_Key, None] = {}  # recovery ended in NO_FLOW_STATE; oldest first, bounded
         self._next_id = 2 if role is Role.CLIENT else 1
-        self.refused = self.expired = self.stale = 0
+        self.refused = self.expired = 0
 
     # Starting -----------------------------------------------------------------------------------------------------
 
@@ -224,41 +173,31 @@ class FlowTable:
         Raises
         ------
         UsageError
-            When the flow is not ours to open like this; the message names the fix.
+            When the flow is not ours to open like this, or `max_flows` are there; the message names the fix.
         """
-        initiator, unidirectional = Role(stream_id & 1), bool(stream_id & 2)
-        if initiator is not self.role:
+        if Role(stream_id & 1) is not self.role:
             raise UsageError(f"stream {stream_id} was opened by the peer: only its initiator starts a flow on it")
         if stream_id in self._by_stream:
-            raise UsageError(f"stream {stream_id} carries {self._by_stream[stream_id]!r} already")
+            raise UsageError(f"stream {stream_id} carries flow {self._by_stream[stream_id].id} already")
         header = self._own_header(flow_id, flags, expire_interval, user_defined)
         try:
-            check_header(header, initiator=initiator, unidirectional=unidirectional, strict=self.strict)
+            self._check_start(header, stream_id)
         except FlowError as error:
-            raise UsageError(f"this flow header breaks the draft: {error}") from error
-        key = _key(header)
-        known = self._flows.get(key)
-        if key in self._failed and not header.flags.clean:
+            hint = ": open it with FlowFlags(clean=True)" if error.code is StreamCode.NO_FLOW_STATE else ""
+            raise UsageError(f"flow {header.flow_id} cannot be opened on stream {stream_id}: {error}{hint}") from error
+        known = self._flows.get(flow_key(header))
+        if known is not None and known.stream_id is not None and stream_id < known.stream_id:
             raise UsageError(
-                f"flow {header.flow_id} could not be recovered (NO_FLOW_STATE), and a second attempt is a protocol "
-                "error (MQoQ 9.15): open it with FlowFlags(clean=True)"
+                f"stream {stream_id} cannot take flow {known.id} over from stream {known.stream_id}: its id must be "
+                "higher (MQoQ 9.14)"
             )
         if known is None and len(self._flows) >= self.max_flows:
             raise UsageError(
                 f"this session has {len(self._flows)} flows, and max_flows is {self.max_flows}: end some of them first"
             )
-        if known is not None and known.stream_id is not None:
-            if known.is_control:
-                raise UsageError("the control flow is open already, and there is one per connection (MQoQ 9.1.1)")
-            if stream_id & 3 != known.stream_id & 3 or stream_id < known.stream_id:
-                raise UsageError(
-                    f"stream {stream_id} cannot take flow {known.id} over from stream {known.stream_id}: it must be of "
-                    "the same type and have a higher id (MQoQ 9.14)"
-                )
-        change = self._start(header, stream_id, now)
-        if header.flow_id >= self._next_id and header.type is not FlowType.CONTROL:
-            self._next_id = header.flow_id + 2
-        return change
+        if header.type is not FlowType.CONTROL:
+            self._next_id = max(self._next_id, header.flow_id + 2)
+        return self._start(header, stream_id, now)
 
     def accept(self, header: FlowHeader, stream_id: int, *, now: float) -> Change:
         """Take in the header of a stream that the peer opened (MQoQ 9.10, 9.14, 9.15).
@@ -280,72 +219,25 @@ class FlowTable:
         Raises
         ------
         FlowError
-            To be given to :meth:`fail`. Nothing has changed then.
+            To be given to :meth:`fail`. No flow has changed then.
+        UsageError
+            When the stream is ours, or carries a flow already.
         """
-        initiator, unidirectional = Role(stream_id & 1), bool(stream_id & 2)
-        if initiator is self.role or stream_id in self._by_stream:
-            raise UsageError(f"stream {stream_id} is ours, or carries a flow already")
-        check_header(header, initiator=initiator, unidirectional=unidirectional, strict=self.strict)
-        key = _key(header)
+        if Role(stream_id & 1) is self.role or stream_id in self._by_stream:
+            raise UsageError(f"stream {stream_id} is ours, or carries a flow already: open() starts our flows")
+        self._check_start(header, stream_id)
+        key = flow_key(header)
         known = self._flows.get(key)
-        namesake = self.get(header.flow_id)
-        if known is None and namesake is not None and self.strict:
-            raise FlowError(
-                f"flow id {header.flow_id} is a {namesake.header.name}'s already",
-                level=ErrorLevel.FLOW,
-                code=StreamCode.BAD_FLOW_ID,
-                section="9.4",
-                header=header,
-                field="flow_id",
-            )
-        if known is not None and known.stream_id is not None:
-            if known.is_control:
-                raise FlowError(
-                    "a second control flow on one connection",
-                    level=ErrorLevel.CONNECTION,
-                    code=StreamCode.STREAM_TYPE,
-                    section="9.1.1",
-                    header=header,
-                )
-            if stream_id & 3 != known.stream_id & 3:
-                raise FlowError(
-                    f"stream {stream_id} takes flow {known.id} over from stream {known.stream_id}, of another type",
-                    level=ErrorLevel.STREAM,
-                    code=StreamCode.STREAM_TYPE,
-                    section="9.14",
-                    header=header,
-                )
-            if stream_id < known.stream_id:
-                self.stale += 1
-                return Change(known, resets=((stream_id, StreamCode.FLOW_PACKET_CANCELLED),))
-        if not header.flags.clean and header.type is not FlowType.USER_DEFINED:
-            if key in self._failed:
-                raise FlowError(
-                    f"flow {header.flow_id} is to be recovered again, though that ended in NO_FLOW_STATE",
-                    level=ErrorLevel.CONNECTION,
-                    code=StreamCode.NO_FLOW_STATE,
-                    close=ConnectionCode.TOO_MANY_RECOVER_ATTEMPTS,
-                    section="9.15",
-                    header=header,
-                )
-            if known is None and header.flags.abort_if_no_state:
+        if known is None:
+            if header.flags.abort_if_no_state:
                 self._remember_failure(key)
-                raise FlowError(
-                    f"there is no state to recover flow {header.flow_id} from",
-                    level=ErrorLevel.STREAM,
-                    code=StreamCode.NO_FLOW_STATE,
-                    section="9.15",
-                    header=header,
-                )
-        if known is None and len(self._flows) >= self.max_flows:
-            self.refused += 1
-            raise FlowError(
-                f"this session has {len(self._flows)} flows already, as many as this end keeps",
-                level=ErrorLevel.STREAM,
-                code=StreamCode.FLOW_REFUSED,
-                section="12.2",
-                header=header,
-            )
+                raise flow_rules.NO_STATE.broken(f"flow {header.flow_id}", header=header)
+            if len(self._flows) >= self.max_flows:
+                self.refused += 1
+                raise flow_rules.TOO_MANY.broken(f"{len(self._flows)} are there", header=header)
+        elif known.stream_id is not None and stream_id < known.stream_id:
+            self.stale += 1
+            return Change(known, resets=((stream_id, StreamCode.FLOW_PACKET_CANCELLED),))
         return self._start(header, stream_id, now)
 
     def _own_header(
@@ -360,45 +252,53 @@ class FlowTable:
             if flow_id > MAX_VARINT:
                 raise UsageError("this session has used up all flow ids: begin a new one")
             flags = replace(flags or FlowFlags(), clean=True)
-        known = self._flows.get((type_, flow_id))
         if user_defined:
             return FlowHeader(type_, flow_id)
+        known = self._flows.get((type_, flow_id))
         if known is not None:
             flags = replace(known.header.flags, clean=False) if flags is None else flags
             expire_interval = expire_interval or known.header.expire_interval
         return FlowHeader(type_, flow_id, expire_interval, flags or FlowFlags())
 
+    def _check_start(self, header: FlowHeader, stream_id: int) -> None:
+        """Check what holds for both ends when a flow starts."""
+        check_header(header, initiator=Role(stream_id & 1), unidirectional=bool(stream_id & 2), strict=self.strict)
+        key = flow_key(header)
+        known = self._flows.get(key)
+        namesake = self.get(header.flow_id)
+        if known is None and namesake is not None and self.strict:
+            raise flow_rules.ID_TAKEN.broken(f"a {namesake.header.name}'s", header=header, field="flow_id")
+        if known is not None and known.stream_id is not None:
+            if known.is_control:
+                raise flow_rules.CONTROL_TWICE.broken(header=header)
+            if stream_id & 3 != known.stream_id & 3:
+                detail = f"stream {stream_id} for stream {known.stream_id}"
+                raise flow_rules.TAKE_OVER_TYPE.broken(detail, header=header)
+        if key in self._failed and not header.flags.clean:
+            raise flow_rules.RECOVERED_AGAIN.broken(f"flow {header.flow_id}", header=header)
+
     def _start(self, header: FlowHeader, stream_id: int, now: float) -> Change:
         """Put a flow on a stream; all has been checked."""
-        key = _key(header)
+        key = flow_key(header)
         flow = self._flows.get(key)
         resets: tuple[tuple[int, StreamCode], ...] = ()
         given_up: tuple[Delivery, ...] = ()
         unsubscribed: tuple[str, ...] = ()
         recovered = False
-        if flow is not None:
+        if flow is None:
+            flow = self._flows[key] = Flow(header, self.role, self._new_deliveries(header.flow_id))
+        else:
             if flow.stream_id is not None:
                 # Not FLOW_CANCELLED: its peer would discard the state if RESET_STREAM overtakes the new header.
                 resets = ((flow.stream_id, StreamCode.FLOW_PACKET_CANCELLED),)
                 given_up, unsubscribed = self._detach(flow)
             if header.flags.clean:
-                more, filters = self._forget(flow)
-                given_up, unsubscribed = given_up + more, unsubscribed + filters
+                messages, filters = flow.forget(own_deliveries=self._shared is None)
+                given_up, unsubscribed = given_up + messages, unsubscribed + filters
             else:
                 recovered = header.type is not FlowType.USER_DEFINED
-        else:
-            flow = Flow(header, self.role, self._new_deliveries(header.flow_id))
-            self._flows[key] = flow
         self._failed.pop(key, None)
-        ours = Role(stream_id & 1) is self.role
-        unidirectional = bool(stream_id & 2)
-        flow.header = header
-        flow.stream_id = stream_id
-        flow.sending = Part.OPEN if ours or not unidirectional else Part.NONE
-        flow.receiving = Part.NONE if ours and unidirectional else Part.OPEN
-        flow.active = False
-        flow.opened_at = now
-        flow.expires_at = None
+        flow.attach(header, stream_id, now)
         self._by_stream[stream_id] = flow
         return Change(flow, recovered, resets, given_up=given_up, unsubscribed=unsubscribed)
 
@@ -431,30 +331,28 @@ class FlowTable:
         FlowError
             When it may not: another kind of flow, or a request that cannot be answered on a unidirectional stream
             (not with ``strict=False``).
+        UsageError
+            When we are to send it and cannot: FIN was sent, or the stream is the peer's and unidirectional.
         """
         flow = self._by_stream.get(stream_id)
         if flow is None:
             self.stale += 1
             return None
         check_flow_packet(packet, flow.kind, flow.id)
-        if (flow.receiving if sender is self.role else flow.sending) is Part.NONE and self.strict:
-            name = packet.NAME
+        if sender is self.role and not flow.can_send:
+            raise UsageError(f"{packet.NAME} cannot be sent on stream {stream_id}: its sending direction is not open")
+        back = flow.receiving if sender is self.role else flow.sending
+        if back is Part.NONE and self.strict:
+            name: str = packet.NAME
             if name in _NEEDS_ANSWER or (name == "PUBLISH" and packet.qos):
                 what = f"{name} at QoS {packet.qos}" if name == "PUBLISH" else name
-                raise FlowError(
-                    f"{what} on a unidirectional stream, where its answer cannot return on the same flow",
-                    level=ErrorLevel.STREAM,
-                    code=StreamCode.STREAM_TYPE,
-                    section="9.1.2",
-                    flow_id=flow.id,
-                    packet=packet,
-                )
+                raise flow_rules.UNANSWERABLE.broken(what, flow_id=flow.id, packet=packet)
         flow.active = True
         return flow
 
     # Ending -------------------------------------------------------------------------------------------------------
 
-    def finish(self, stream_id: int, *, now: float) -> Change:
+    def finish(self, stream_id: int) -> Change:
         """Note that we sent FIN after a whole packet (MQoQ 9.13.1).
 
         The flow is gone when the peer has sent FIN too; for a unidirectional stream of ours, at once. Acknowledgements
@@ -465,8 +363,6 @@ class FlowTable:
         ----------
         stream_id : int
             The stream.
-        now : float
-            Seconds.
 
         Raises
         ------
@@ -478,9 +374,9 @@ class FlowTable:
         if flow is None:
             self.stale += 1
             return NO_CHANGE
-        if flow.sending is not Part.OPEN:
+        if not flow.can_send:
             raise UsageError(f"stream {stream_id} of flow {flow.id} has no open sending direction")
-        if not flow.is_ours and flow.receiving is Part.OPEN:
+        if not flow.is_ours and flow.can_receive:
             raise UsageError(
                 f"flow {flow.id} is the {flow.owner.name.lower()}'s, and only its owner ends it (MQoQ 9.13.1): wait "
                 "for its FIN, or abort the flow"
@@ -488,15 +384,13 @@ class FlowTable:
         flow.sending = Part.FINISHED
         return self._ended(flow)
 
-    def fin_received(self, stream_id: int, *, now: float, buffered: int = 0) -> Change:
+    def fin_received(self, stream_id: int, *, buffered: int = 0) -> Change:
         """Take in the peer's FIN (MQoQ 9.13.1).
 
         Parameters
         ----------
         stream_id : int
             The stream.
-        now : float
-            Seconds.
         buffered : int
             Bytes of an incomplete packet that the packet decoder holds.
 
@@ -510,26 +404,15 @@ class FlowTable:
         if flow is None:
             self.stale += 1
             return NO_CHANGE
-        if flow.receiving is not Part.OPEN:
+        if not flow.can_receive:
             return NO_CHANGE
         if buffered:
-            raise FlowError(
-                f"the stream of flow {flow.id} ended {buffered} bytes into a packet",
-                level=ErrorLevel.CONNECTION if flow.is_control else ErrorLevel.STREAM,
-                code=StreamCode.INCOMPLETE_PACKET,
-                section="9.13.1",
-                flow_id=flow.id,
-            )
-        if flow.is_ours and flow.sending is Part.OPEN:
-            raise FlowError(
-                f"the peer ended flow {flow.id}, which is ours",
-                level=ErrorLevel.CONNECTION,
-                code=StreamCode.NOT_FLOW_OWNER,
-                section="9.13.1",
-                flow_id=flow.id,
-            )
+            rule = flow_rules.CONTROL_INCOMPLETE if flow.is_control else flow_rules.INCOMPLETE
+            raise rule.broken(f"{buffered} bytes into it", flow_id=flow.id)
+        if flow.is_ours and flow.can_send:
+            raise flow_rules.NOT_OWNER.broken(f"flow {flow.id}", flow_id=flow.id)
         flow.receiving = Part.FINISHED
-        if flow.sending is Part.OPEN:
+        if flow.can_send:
             return Change(flow, finish=True)
         return self._ended(flow)
 
@@ -547,12 +430,21 @@ class FlowTable:
             Seconds.
         """
         change = self._aborted(stream_id, now, discard=code.discards_state)
-        return replace(change, resets=((stream_id, code), *change.resets)) if change.flow is not None else change
+        return change if change.flow is None else replace(change, resets=((stream_id, code),))
 
     def reset_received(self, stream_id: int, code: int, *, now: float) -> Change:
         """Take in RESET_STREAM or STOP_SENDING with its error code (MQoQ 9.13.2).
 
         The other direction is to be aborted too, so the stream is in ``resets``.
+
+        Parameters
+        ----------
+        stream_id : int
+            The stream.
+        code : int
+            Any number; those the draft does not know keep the state.
+        now : float
+            Seconds.
 
         Raises
         ------
@@ -564,18 +456,10 @@ class FlowTable:
         known = as_stream_code(code)
         if flow is not None and known is StreamCode.NO_FLOW_STATE and flow.is_ours:
             if not flow.header.flags.abort_if_no_state:
-                raise FlowError(
-                    f"the peer refused to start flow {flow.id} without state, though abort_if_no_state is not set",
-                    level=ErrorLevel.CONNECTION,
-                    code=StreamCode.NO_FLOW_STATE,
-                    section="9.15",
-                    flow_id=flow.id,
-                )
-            self._remember_failure(_key(flow.header))
+                raise flow_rules.REFUSED_START.broken(f"flow {flow.id}", flow_id=flow.id)
+            self._remember_failure(flow_key(flow.header))
         change = self._aborted(stream_id, now, discard=known is not None and known.discards_state)
-        if change.flow is None:
-            return change
-        return replace(change, resets=((stream_id, StreamCode.NO_ERROR), *change.resets))
+        return change if change.flow is None else replace(change, resets=((stream_id, StreamCode.NO_ERROR),))
 
     def fail(self, stream_id: int, error: ProtocolError, *, now: float) -> Change:
         """Draw the consequences of an error on a stream: the three levels of MQoQ 11.
@@ -592,30 +476,30 @@ class FlowTable:
             Seconds.
         """
         flow = self._by_stream.get(stream_id)
+        header: FlowHeader | None = None
+        level, code, close = ErrorLevel.STREAM, StreamCode.FLOW_PACKET_CANCELLED, ConnectionCode.PROTOCOL_L0
         if isinstance(error, FlowError):
-            level, code, close = error.level, error.code, error.close
-            header = error.header
-        else:
-            level = ErrorLevel.STREAM
-            code, close, header = StreamCode.FLOW_PACKET_CANCELLED, ConnectionCode.PROTOCOL_L0, None
+            level, code, close, header = error.level, error.code, error.close, error.header
         if flow is not None:
             header = flow.header
         if header is not None and header.type is FlowType.CONTROL:
             level = ErrorLevel.CONNECTION  # a session cannot do without its control flow (MQoQ 8.3.2)
-        flags = header.flags if header is not None else None
-        if self.closing_tolerance and (flags is None or flags.err_tolerance < level):
+        if self.closing_tolerance and (header is None or header.flags.err_tolerance < level):
             level = ErrorLevel.CONNECTION
         if level is ErrorLevel.CONNECTION:
             return Change(flow, close=close)
         change = NO_CHANGE
+        resets: tuple[tuple[int, StreamCode], ...] = ((stream_id, code),)
         if flow is not None:
             change = self._aborted(stream_id, now, discard=level is ErrorLevel.FLOW)
         elif level is ErrorLevel.FLOW and header is not None:
             # The header itself was bad, so the stream never became the flow's. Only who owns a flow may ruin it.
-            victim = self._flows.get(_key(header))
-            if victim is not None and victim.owner is Role(stream_id & 1) and not victim.is_control:
+            victim = self._flows.get(flow_key(header))
+            if victim is not None and victim.owner is Role(stream_id & 1):
+                if victim.stream_id is not None:
+                    resets += ((victim.stream_id, code),)
                 change = self._discard(victim)
-        return replace(change, resets=((stream_id, code), *change.resets))
+        return replace(change, resets=resets)
 
     # Connections and time -----------------------------------------------------------------------------------------
 
@@ -625,8 +509,7 @@ class FlowTable:
         Nothing is to be sent for these. The control flow's state stays until :meth:`clear`, since it is the session's.
         """
         return [
-            replace(self._aborted(stream_id, now, discard=False), resets=(), close=None)
-            for stream_id in tuple(self._by_stream)
+            replace(self._aborted(stream_id, now, discard=False), close=None) for stream_id in tuple(self._by_stream)
         ]
 
     def poll(self, now: float) -> list[Change]:
@@ -647,17 +530,20 @@ class FlowTable:
         """Return when :meth:`poll` has something to do, None for never."""
         return min((due for flow in self if (due := self._deadline(flow)) is not None), default=None)
 
-    def discard(self, flow: Flow) -> Change:
-        """Forget a flow's state here, without telling the peer (MQoQ 9.16 tells how to tell it).
-
-        That is, as the owner: open a stream with the flow's id and ``FlowFlags(clean=True)``, and finish it at once.
-        """
-        return self._discard(flow) if self._flows.get(_key(flow.header)) is flow else NO_CHANGE
-
     def clear(self) -> list[Change]:
-        """Forget all flows, the control flow too: the session was discarded (MQoQ 10.1)."""
+        """Forget all state: the session was discarded, or the peer has lost it (MQoQ 10.1).
+
+        Flows that have a stream go on with it, empty; the others are removed.
+        """
         self._failed.clear()
-        return [self._discard(flow) for flow in tuple(self._flows.values())]
+        changes = []
+        for flow in tuple(self._flows.values()):
+            if flow.stream_id is None:
+                changes.append(self._discard(flow))
+            else:
+                given_up, unsubscribed = flow.forget(own_deliveries=self._shared is None)
+                changes.append(Change(flow, given_up=given_up, unsubscribed=unsubscribed))
+        return changes
 
     def _deadline(self, flow: Flow) -> float | None:
         if flow.stream_id is None:
@@ -665,47 +551,6 @@ class FlowTable:
         if self.open_idle_timeout is None or flow.active or flow.is_ours or flow.type is FlowType.USER_DEFINED:
             return None
         return flow.opened_at + self.open_idle_timeout
-
-    # What stands --------------------------------------------------------------------------------------------------
-
-    def flow_of(self, stream_id: int) -> Flow | None:
-        """Return the flow that uses a stream."""
-        return self._by_stream.get(stream_id)
-
-    def get(self, flow_id: int, type_: FlowType | None = None) -> Flow | None:
-        """Return the flow with this id, with a stream or without.
-
-        Parameters
-        ----------
-        flow_id : int
-            As in its header.
-        type_ : FlowType, optional
-            Only needed with mqttv5, which uses an id for a client flow and for the server flow that answers it.
-        """
-        for known in FlowType if type_ is None else (type_,):
-            flow = self._flows.get((known, flow_id))
-            if flow is not None:
-                return flow
-        return None
-
-    @property
-    def control(self) -> Flow | None:
-        """The control flow."""
-        return self._flows.get((FlowType.CONTROL, CONTROL_FLOW_ID))
-
-    @property
-    def recoverable(self) -> list[Flow]:
-        """Flows of ours that wait to be recovered, in the order they were first opened; never the control flow."""
-        return [flow for flow in self if flow.stream_id is None and flow.is_ours and not flow.is_control]
-
-    def __iter__(self) -> Iterator[Flow]:
-        return iter(self._flows.values())
-
-    def __len__(self) -> int:
-        return len(self._flows)
-
-    def __repr__(self) -> str:
-        return f"<FlowTable of the {self.role.name.lower()}: {len(self)} flows, {len(self._by_stream)} with a stream>"
 
     # Insides ------------------------------------------------------------------------------------------------------
 
@@ -726,62 +571,11 @@ class FlowTable:
         if flow is None:
             self.stale += 1
             return NO_CHANGE
-        for_good = discard or flow.type is FlowType.USER_DEFINED
-        if flow.is_control:
-            given_up, unsubscribed = self._detach(flow)
-            return Change(flow, close=ConnectionCode.UNSPECIFIED, given_up=given_up, unsubscribed=unsubscribed)
         interval = min(flow.header.expire_interval, self.max_expire_interval)
-        if for_good or interval <= 0:
+        if not flow.is_control and (discard or interval <= 0):
             return self._discard(flow)
         given_up, unsubscribed = self._detach(flow)
-        flow.expires_at = now + interval
-        return Change(flow, given_up=given_up, unsubscribed=unsubscribed)
-
-    def _detach(self, flow: Flow) -> tuple[tuple[Delivery, ...], tuple[str, ...]]:
-        """Take a flow off its stream and drop the parts of its state that no flag keeps (MQoQ 9.8)."""
-        if flow.stream_id is not None:
-            del self._by_stream[flow.stream_id]
-        flow.stream_id = None
-        flow.sending = flow.receiving = Part.NONE
-        flags = flow.header.flags
-        session = flow.is_control  # Clean Start and Session Expiry Interval of CONNECT decide about these
-        given_up: tuple[Delivery, ...] = ()
-        unsubscribed: tuple[str, ...] = ()
-        if self._shared is None:
-            flow.deliveries.suspend()
-            if not (flags.persistent_qos or session):
-                given_up = tuple(flow.deliveries.clear())
-        if not flags.persistent_topic_alias:
-            flow.aliases_in.clear()
-            flow.aliases_out.clear()
-        if not (flags.persistent_subscriptions or session):
-            unsubscribed = tuple(flow.subscriptions)
-            flow.subscriptions.clear()
-        return given_up, unsubscribed
-
-    def _forget(self, flow: Flow) -> tuple[tuple[Delivery, ...], tuple[str, ...]]:
-        """Empty a flow's state."""
-        given_up = tuple(flow.deliveries.clear()) if self._shared is None else ()
-        unsubscribed = tuple(flow.subscriptions)
-        flow.subscriptions.clear()
-        flow.aliases_in.clear()
-        flow.aliases_out.clear()
-        return given_up, unsubscribed
-
-    def _discard(self, flow: Flow) -> Change:
-        """Remove a flow with all its state."""
-        given_up, unsubscribed = self._forget(flow)
-        self._detach(flow)
-        flow.expires_at = None
-        del self._flows[_key(flow.header)]
-        return Change(flow, removed=True, given_up=given_up, unsubscribed=unsubscribed)
-
-    def _remember_failure(self, key: _Key) -> None:
-        if len(self._failed) >= self.max_flows:
-            del self._failed[next(iter(self._failed))]
-        self._failed[key] = None
-
-
-def _key(header: FlowHeader) -> _Key:
-    """Return what tells flows apart; the type only does where a peer uses an id twice (mqttv5)."""
-    return header.type, header.flow_id
+        close = ConnectionCode.UNSPECIFIED if flow.is_control else None
+        if not flow.is_control:
+            flow.expires_at = now + interval
+        return Change(flow, close=close, given_up=given_up, unsubscribed=unsubscribed)
