@@ -120,8 +120,8 @@ class MigrationError(LabError):
     ----------
     problem : str
         ``"unconfirmed"`` (the handshake is not confirmed yet), ``"disabled"`` (the server asked not to),
-        ``"no spare id"`` (the server gave no unused connection id), ``"unreachable"`` (no route from that address) or
-        ``"not validated"`` (no answer on the new path).
+        ``"no spare id"`` (the server gave no unused connection id), ``"unreachable"`` (no route from that address) 
+        ``"not validated"`` (no answer on the new path) or ``"busy"`` (another move is under way).
     """
 
     def __init__(self, message: str, *, problem: str) -> None:

@@ -67,6 +67,8 @@ class PacketChannel(PacketStream):
         on_error: Callable[[str, LabError], None],
         on_end: Callable[[LabError | None], None],
     ) -> None:
+        self.on_server_stream: Callable[[ByteStream], None] | None = None
+        """Takes streams that the broker opened; without it they are refused."""
         self._loop = asyncio.get_running_loop()
         super().__init__(
             connection.control,
@@ -115,7 +117,7 @@ class PacketChannel(PacketStream):
         stats = self._stats
         stats.packets_sent += packets
         stats.bytes_sent += len(data)
-        self._keepalive.last_sent = self._loop.time()
+        self.keepalive.last_sent = self._loop.time()
 
     # Receiving
 
@@ -127,22 +129,22 @@ class PacketChannel(PacketStream):
 
     def start_keepalive(self, interval: float) -> None:
         """Ping when it is due, and end the connection when the broker does not answer (MQTT 5.0 section 3.1.2.10)."""
-        self._keepalive = KeepAlive(interval, self._loop.time())
+        self.keepalive = KeepAlive(interval, self._loop.time())
         self._arm()
 
     def _arm(self) -> None:
-        deadline = self._keepalive.next_deadline()
+        deadline = self.keepalive.next_deadline()
         if deadline is not None and not self.ended:
             self._timer = self._loop.call_at(deadline, self._on_timer)
 
     def _on_timer(self) -> None:
-        verdict = self._keepalive.poll(self._loop.time())
+        verdict = self.keepalive.poll(self._loop.time())
         if verdict == "ping":
             self._send_ping(None)
         elif verdict == "dead":
             error = DisconnectedError(
-                f"the broker answered nothing for {self._keepalive.response_timeout:g} s after a PINGREQ "
-                f"(keepalive={self._keepalive.interval:g} s): the connection counts as dead",
+                f"the broker answered nothing for {self.keepalive.response_timeout:g} s after a PINGREQ "
+                f"(keepalive={self.keepalive.interval:g} s): the connection counts as dead",
                 reason_code=0x8D,
             )
             self.fail("keep-alive", error)
@@ -194,6 +196,16 @@ class PacketChannel(PacketStream):
         """End the connection, once; `reason` is None if that was asked for."""
         if self.ended:
             return
+        self._stop(reason)
+        self.release(close_code)
+        self._on_end(reason)
+
+    def retire(self) -> None:
+        """Do nothing more, because another connection carries the session on; :meth:`release` closes this one."""
+        if not self.ended:
+            self._stop(DisconnectedError("another connection carries the session on"))
+
+    def _stop(self, reason: LabError | None) -> None:
         self.ended = True
         self.reason = reason
         self.state = ConnectionState.CLOSED
@@ -203,11 +215,15 @@ class PacketChannel(PacketStream):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(self.gone("no PINGRESP can come"))
         self._pings.clear()
+
+    def release(self, close_code: int = 0) -> None:
+        """Close the transport."""
+        if self._closing is not None:
+            return
         # QUIC application close codes of MQTT over QUIC brokers: 0 is a normal end, whatever DISCONNECT said.
         text = reason_text(close_code) if close_code else ""
         self._closing = self._loop.create_task(self.connection.close(0, text), name="mqttquic-close")
         self._closing.add_done_callback(_log_failure)
-        self._on_end(reason)
 
     def gone(self, what: str) -> DisconnectedError:
         """Return a DisconnectedError for a verb that cannot go on, chained to why the connection ended."""
@@ -234,11 +250,19 @@ class PacketChannel(PacketStream):
             self.finish(error)
 
     def _on_foreign_stream(self, stream: ByteStream) -> None:
-        if stream is not self.stream:
-            stream.reset(0)
-            self._on_error(
-                "broker", LabError(f"the broker opened stream {stream.id}, which a single-stream session does not read")
-            )
+        if stream is self.stream:
+            return
+        if self.on_server_stream is not None:
+            self.on_server_stream(stream)
+            return
+        stream.reset(0)
+        self._on_error(
+            "broker",
+            LabError(
+                f"the broker opened stream {stream.id}, which a single-stream session does not read: "
+                'connect with profile="mqttv5" if it is that broker'
+            ),
+        )
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

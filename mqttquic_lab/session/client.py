@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mqttquic_lab.errors import LabError, OperationTimeoutError, UsageError
 from mqttquic_lab.mqtt import MAX_PACKET_SIZE, ConnectionState, Deliveries, Publish
+from mqttquic_lab.mqtt.profiles import profile_named
 from mqttquic_lab.records.handshake import HandshakeReport
 from mqttquic_lab.records.log import MessageLog
+from mqttquic_lab.session.advice import warn_of
 from mqttquic_lab.session.channel import PacketChannel
 from mqttquic_lab.session.connecting import Connecting, checked_connect, deadline_of, open_transport
 from mqttquic_lab.session.ending import farewell
 from mqttquic_lab.session.feed import AsyncFeed
 from mqttquic_lab.session.limits import ServerLimits
+from mqttquic_lab.session.mapping import MappedPublisher
 from mqttquic_lab.session.options import SessionOptions, check_timeout
 from mqttquic_lab.session.publishing import Publisher
 from mqttquic_lab.session.receiving import Receiver
 from mqttquic_lab.session.results import ErrorRecord, SessionStats
 from mqttquic_lab.session.routing import Router
-from mqttquic_lab.session.subscribing import Subscriber, parse_filters
+from mqttquic_lab.session.stream import AsyncStream
+from mqttquic_lab.session.streams import StreamContext, Streams
+from mqttquic_lab.session.subscribing import Subscriber, filters_of, parse_filters
 from mqttquic_lab.session.target import Target, resolve_target
 
 if TYPE_CHECKING:
@@ -28,10 +33,12 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mqttquic_lab.mqtt import ConnAck, Connect, Disconnect, Packet
+    from mqttquic_lab.mqtt.profiles import Action
     from mqttquic_lab.net.stream import Connection
     from mqttquic_lab.records.decode import Decode
     from mqttquic_lab.records.message import Message
     from mqttquic_lab.session.results import PublishResult, PublishSummary
+    from mqttquic_lab.session.streams import StreamInfo
 
 MAX_ERRORS = 100
 """Error records kept; older ones are dropped (``stats.errors`` counts all)."""
@@ -61,6 +68,8 @@ class AsyncSession:
         self.limits = ServerLimits()
         self.trace = connection.trace
         self.trace.detail = self.trace.detail or options.trace_detail
+        self.profile = profile_named(options.profile)
+        """Which broker this is, as far as we were told."""
         self.has_been_connected = False
         """Whether the broker has ever accepted."""
         self._connection = connection
@@ -104,6 +113,35 @@ class AsyncSession:
             stream_id=self._channel.stream.id,
             on_message=self._tell,
         )
+        self._streams = Streams(
+            StreamContext(
+                session=self,
+                control=self._channel,
+                options=options,
+                profile=self.profile,
+                stats=self._stats,
+                router=self._router,
+                ids=self._deliveries.ids,
+                topics=self._publisher.topics,
+                unrouted=self._receiver.unrouted,
+                on_message=self._tell,
+                record=self._record,
+                wake=self._wake_feeds,
+                limits=lambda: self.limits,
+            )
+        )
+        self._outlet: Publisher | MappedPublisher = self._publisher
+        if options.streams != "single" and connection.transport == "quic":
+            self._outlet = MappedPublisher(
+                self._streams,
+                self._publisher,
+                per_publish=options.streams == "per-publish",
+                bound=options.topic_streams,
+            )
+        elif options.streams != "single":
+            self.record_error(
+                "streams", f"streams={options.streams!r} needs QUIC: {connection.transport.upper()} carries one stream"
+            )
 
     def __repr__(self) -> str:
         return f"<AsyncSession {self.client_id!r} at {self.url}: {self._state}>"
@@ -231,7 +269,15 @@ class AsyncSession:
     @property
     def feeds(self) -> tuple[AsyncFeed, ...]:
         """Feeds that were not unsubscribed, oldest first."""
-        return tuple(self._subscriber.feeds)
+        if not self._streams.streams:
+            return tuple(self._subscriber.feeds)
+        return tuple(sorted((*self._subscriber.feeds, *self._streams.feeds()), key=lambda feed: feed.number))
+
+    @property
+    def streams(self) -> tuple[StreamInfo, ...]:
+        """The streams that carry the session: the control stream, data streams, the newest 64 that are over."""
+        filters = tuple(f for feed in self._subscriber.feeds for f in feed.filters)
+        return self._streams.listing(filters, len(self._deliveries))
 
     @property
     def errors(self) -> list[ErrorRecord]:
@@ -323,7 +369,7 @@ class AsyncSession:
         """
         if self._state != "connected":
             raise self._channel.gone("cannot publish")
-        return await self._publisher.publish(topic, payload, qos, retain, properties, timestamp, timeout)
+        return await self._outlet.publish(topic, payload, qos, retain, properties, timestamp, timeout)
 
     async def publish_many(
         self,
@@ -365,7 +411,7 @@ class AsyncSession:
         seconds = check_timeout(timeout)
         if self._state != "connected":
             raise self._channel.gone("cannot publish")
-        return await self._publisher.publish_many(messages, qos, retain, properties, timestamp, seconds)
+        return await self._outlet.publish_many(messages, qos, retain, properties, timestamp, seconds)
 
     # Subscribing
 
@@ -381,6 +427,7 @@ class AsyncSession:
         expand: bool = False,
         max_messages: int = 1_000_000,
         max_bytes: int = 256 * 2**20,
+        stream: AsyncStream | None = None,
         timeout: float | str | None = 10.0,
     ) -> AsyncFeed:
         """Subscribe, and return the feed that collects what arrives.
@@ -407,6 +454,8 @@ class AsyncSession:
             Give each member of a decoded JSON object a column of its own.
         max_messages, max_bytes : int
             Bounds of the feed; the oldest messages are dropped first, and counted.
+        stream : AsyncStream, optional
+            Data stream of this session to subscribe on; by default the control stream.
         timeout : float, str or None
             Seconds to wait for SUBACK.
 
@@ -429,7 +478,10 @@ class AsyncSession:
         seconds = check_timeout(timeout)
         if self._state != "connected":
             raise self._channel.gone("cannot subscribe")
-        return await self._subscriber.subscribe(wanted, lambda filters: AsyncFeed(self, filters, log), seconds)
+        subscriber = self._subscriber if stream is None else self._own(stream).subscriber
+        if stream is not None:
+            self._advise("subscribe_on_data_stream")
+        return await subscriber.subscribe(wanted, lambda filters: AsyncFeed(self, filters, log), seconds)
 
     async def unsubscribe(self, what: AsyncFeed | str | Iterable[str], *, timeout: float | str | None = 10.0) -> None:
         """End a feed, or a filter in all feeds that have it; what they received stays.
@@ -450,7 +502,90 @@ class AsyncSession:
         OperationTimeoutError
             No UNSUBACK in time.
         """
-        await self._subscriber.unsubscribe(what, check_timeout(timeout))
+        seconds = check_timeout(timeout)
+        elsewhere = [stream.subscriber for stream in self._streams]
+        if not elsewhere:
+            await self._subscriber.unsubscribe(what, seconds)
+            return
+        everywhere = [self._subscriber, *elsewhere]
+        if isinstance(what, AsyncFeed):
+            for subscriber in everywhere:
+                if subscriber.holds(what):
+                    await subscriber.unsubscribe(what, seconds)
+            return
+        filters = filters_of(what)
+        holders = {id(s): [f for f in filters if s.holds(f)] for s in everywhere}
+        unknown = [f for f in filters if not any(f in held for held in holders.values())]
+        if unknown:
+            raise UsageError(f"no feed of this session is subscribed to {', '.join(unknown)}")
+        for subscriber in everywhere:
+            if holders[id(subscriber)]:
+                await subscriber.unsubscribe(holders[id(subscriber)], seconds)
+
+    # Streams
+
+    async def open_stream(self, *, timeout: float | str | None = 10.0) -> AsyncStream:
+        """Open a data stream, to publish and subscribe on; QUIC only.
+
+        Parameters
+        ----------
+        timeout : float, str or None
+            Seconds to wait for credit that the broker owes for streams that have ended (RFC 9000 section 4.6).
+
+        Raises
+        ------
+        StreamLimitError
+            The broker allows no more streams at a time.
+        UsageError
+            The transport is TCP or TLS, which carry one stream.
+        OperationTimeoutError
+            The credit did not come in time.
+        DisconnectedError
+            The session is closed.
+        """
+        seconds = check_timeout(timeout)
+        if self._state != "connected":
+            raise self._channel.gone("cannot open a stream")
+        self._advise("data_stream")
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._streams.open("explicit")
+        except TimeoutError:
+            raise OperationTimeoutError(
+                f"no stream became free within {seconds:g} s: {self._streams.limit_reached()}"
+            ) from None
+
+    async def unsubscribe_on(
+        self, stream: AsyncStream, what: AsyncFeed | str | Iterable[str], timeout: float | None
+    ) -> tuple[int, ...]:
+        """Send UNSUBSCRIBE on a stream, whichever one subscribed. See :meth:`AsyncStream.unsubscribe`."""
+        subscriber = self._own(stream).subscriber
+        filters = what.filters if isinstance(what, AsyncFeed) else filters_of(what)
+        here = subscriber.holds(what) if isinstance(what, AsyncFeed) else all(subscriber.holds(f) for f in filters)
+        if here:
+            return await subscriber.unsubscribe(what, timeout)
+        self._advise("unsubscribe_on_other_stream")
+        codes = await subscriber.ask_to_unsubscribe(filters, timeout)
+        ended = [f for f, code in zip(filters, codes, strict=False) if code == 0]
+        for other in (self._subscriber, *(stream.subscriber for stream in self._streams)):
+            if ended:
+                other.dropped(ended)
+        return codes
+
+    def _own(self, stream: AsyncStream) -> AsyncStream:
+        if not isinstance(stream, AsyncStream):
+            raise UsageError(f"stream={stream!r}: pass what open_stream() of this session returned")
+        if stream.session is not self:
+            raise UsageError(f"stream {stream.id} belongs to another session: open one of this one")
+        if stream.channel.ended:
+            raise stream.channel.gone("cannot subscribe or unsubscribe")
+        return stream
+
+    def _advise(self, action: Action) -> None:
+        """Warn if this broker is known to refuse `action`."""
+        refusal = self.profile.refusal(action)
+        if refusal is not None:
+            warn_of(refusal)
 
     # Keeping and ending
 
@@ -548,8 +683,11 @@ class AsyncSession:
                 if not channel.ended:
                     channel.write(b"".join(replies), len(replies))
                 replies.clear()
-            if self._notify:
-                self._notify = {feed for feed in self._notify if feed.wake()}
+            self._wake_feeds()
+
+    def _wake_feeds(self) -> None:
+        if self._notify:
+            self._notify = {feed for feed in self._notify if feed.wake()}
 
     def _on_acknowledgement(self, packet: Any) -> None:
         self._publisher.acknowledge(packet)
@@ -585,6 +723,7 @@ class AsyncSession:
     def _on_end(self, reason: LabError | None) -> None:
         self._state = "closed"
         self._connecting.ended(reason)
+        self._streams.lost()
         self._publisher.lost()
         self._subscriber.lost()
         self._notify.clear()

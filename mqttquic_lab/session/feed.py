@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mqttquic_lab.records.log import MessageLog
     from mqttquic_lab.records.message import Message
     from mqttquic_lab.session.client import AsyncSession
+
+_numbers = itertools.count()
 
 READ_AHEAD = 128
 """Messages a cursor takes out of the log at a time."""
@@ -82,10 +85,13 @@ class AsyncFeed:
         Filter -> QoS that the broker granted; may be less than asked for [MQTT-3.8.4-8].
     session : AsyncSession
         The session it belongs to.
+    number : int
+        Grows from feed to feed.
     """
 
     def __init__(self, session: AsyncSession, filters: tuple[str, ...], log: MessageLog) -> None:
         self.session = session
+        self.number = next(_numbers)
         self.filters = filters
         self.granted: Mapping[str, int] = {}
         self.log = log
@@ -257,6 +263,10 @@ class AsyncFeed:
         if self._ended is None:
             self._ended = (reason,)
             self.wake()
+
+    def revive(self) -> None:
+        """More messages can come again: the session is connected anew. Called by the session."""
+        self._ended = None
 
     def _end_error(self, what: str) -> DisconnectedError:
         reason = self._ended[0] if self._ended is not None else None

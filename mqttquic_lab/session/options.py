@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mqttquic_lab.errors import UnknownOptionError, UsageError
 from mqttquic_lab.mqtt import Connect, Will, check_topic_name
+from mqttquic_lab.mqtt.profiles import profile_named
 from mqttquic_lab.session.payload import encode_payload
 from mqttquic_lab.units import parse_seconds
 
@@ -28,12 +29,15 @@ ONLY_V5 = (
 )  # fmt: skip
 """Options that MQTT 3.1.1 has no field for."""
 
+STREAM_MAPPINGS = ("single", "per-topic", "per-publish")
+
 _RANGES = {
     "keepalive": (0, 65_535, "seconds; 0 switches it off"),
     "session_expiry_interval": (0, 0xFFFF_FFFF, "seconds; 4294967295 means never"),
     "receive_maximum": (1, 65_535, "messages"),
     "maximum_packet_size": (16, 268_435_460, "bytes"),
     "topic_alias_maximum": (0, 65_535, "aliases"),
+    "topic_streams": (1, 128, "streams"),
     "trace_capacity": (1, 10_000_000, "events"),
 }
 
@@ -101,6 +105,19 @@ class SessionOptions:
         Application protocols offered (RFC 7301).
     local_address : tuple of (str, int), optional
         Our own IP address and port (0 for any) to connect from.
+    fallback : bool, str or sequence of str
+        What to try when QUIC does not get through: ``mqtts://`` URLs, or True for TLS on the same host (port 8883; a
+        broker of ours knows its own). Never plain TCP. A refused certificate or CONNECT does not lead there.
+    quic_timeout : float, str or None
+        With a fallback: seconds that QUIC has, within `timeout`, and at most half of it.
+    streams : {"single", "per-topic", "per-publish"}
+        Which QUIC stream a PUBLISH goes on: the control stream, its topic's, or a new one. What is subscribed stays on
+        the control stream unless ``subscribe(stream=...)`` says otherwise.
+    topic_streams : int
+        Topics that have a stream at a time with ``"per-topic"``; the least recently used one ends.
+    profile : {"generic", "emqx", "rocketmq", "mqttv5"}
+        Which broker this is: a :class:`~mqttquic_lab.errors.BrokerProfileWarning` tells before something that it is
+        known to refuse; ``"mqttv5"`` also publishes on unidirectional streams and reads those that the broker opens.
     trace_detail : bool
         Record every packet in ``session.trace`` after the handshake, too; costs throughput.
     trace_capacity : int
@@ -133,6 +150,11 @@ class SessionOptions:
     tuning: str = "realistic"
     alpn: Sequence[str] = ("mqtt",)
     local_address: tuple[str, int] | None = None
+    fallback: bool | str | Sequence[str] = False
+    quic_timeout: float | str | None = 3.0
+    streams: str = "single"
+    topic_streams: int = 16
+    profile: str = "generic"
     trace_detail: bool = False
     trace_capacity: int = 4096
 
@@ -170,9 +192,22 @@ class SessionOptions:
             raise UsageError(f'tuning={self.tuning!r}: must be "realistic" (default) or "loopback"')
         if isinstance(self.alpn, (str, bytes)) or not self.alpn or not all(isinstance(p, str) and p for p in self.alpn):
             raise UsageError('alpn takes a sequence of protocol names, such as ("mqtt",)')
+        object.__setattr__(self, "quic_timeout", check_timeout(self.quic_timeout, name="quic_timeout"))
+        self._check_fallback()
+        if self.streams not in STREAM_MAPPINGS:
+            raise UsageError(f"streams={self.streams!r}: must be one of {', '.join(map(repr, STREAM_MAPPINGS))}")
+        profile_named(self.profile)
         self._check_texts()
         self._check_version()
         self._check_will()
+
+    def _check_fallback(self) -> None:
+        fallback = self.fallback
+        if isinstance(fallback, (bool, str)):
+            return
+        if not isinstance(fallback, (list, tuple)) or not all(isinstance(url, str) for url in fallback):
+            raise UsageError("fallback takes an mqtts:// URL, a list of these, or True (TLS on the same host)")
+        object.__setattr__(self, "fallback", tuple(fallback))
 
     def _check_texts(self) -> None:
         for name in ("client_id", "username", "server_name"):
@@ -253,16 +288,16 @@ class SessionOptions:
         )
 
 
-def check_timeout(timeout: float | str | None, *, zero: bool = False) -> float | None:
+def check_timeout(timeout: float | str | None, *, zero: bool = False, name: str = "timeout") -> float | None:
     """Return `timeout` in seconds; raises UsageError unless it is positive, a string like ``"500ms"``, or None.
 
     With `zero`, 0 is good as well: for verbs that may just look whether something is there.
     """
     if timeout is None:
         return None
-    seconds = parse_seconds(timeout, name="timeout")
+    seconds = parse_seconds(timeout, name=name)
     if seconds == 0 and not zero:
-        raise UsageError("timeout must be more than 0 seconds, or None to wait for ever")
+        raise UsageError(f"{name} must be more than 0 seconds, or None to wait for ever")
     return seconds
 
 

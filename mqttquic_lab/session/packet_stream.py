@@ -40,6 +40,10 @@ class PacketStream(ABC):
     ----------
     limit : int
         Largest packet that the broker accepts, bytes.
+    keepalive : KeepAlive
+        The connection's clockwork of PINGREQ; it does nothing before CONNACK.
+    clock : callable() -> float
+        The loop's.
     ended : bool
         Whether no verb can use it any more.
     reason : LabError or None
@@ -64,9 +68,9 @@ class PacketStream(ABC):
         self.reason: LabError | None = None
         self._stats = stats
         self._on_packets = on_packets
-        self._clock = clock
+        self.clock = clock
         self._decoder = PacketDecoder(version, max_packet_size=max_packet_size, receiver="client")
-        self._keepalive = KeepAlive(0)
+        self.keepalive = KeepAlive(0)
 
     @abstractmethod
     def send(self, packet: Packet) -> bytes:
@@ -96,7 +100,7 @@ class PacketStream(ABC):
         if self.ended and not self._still_reads:
             return
         # Data on any stream shows that the broker lives.
-        self._keepalive.last_received = self._clock()
+        self.keepalive.last_received = self.clock()
         stats = self._stats
         stats.bytes_received += len(data)
         fault: ProtocolError | None = None

@@ -14,10 +14,11 @@ from mqttquic_lab.session.payload import encode_payload
 from mqttquic_lab.session.results import PublishResult, PublishSummary
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Iterable, Mapping
+    from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 
     from mqttquic_lab.mqtt import Delivery, PubAck, PubComp, PubRec, Version
-    from mqttquic_lab.session.channel import PacketChannel
+    from mqttquic_lab.session.data_stream import DataChannel
+    from mqttquic_lab.session.packet_stream import PacketStream
     from mqttquic_lab.session.results import SessionStats
 
 HIGH_WATER = 256 * 1024
@@ -104,15 +105,23 @@ class Bulk:
 
 
 class Publisher:
-    """The sending half of a session's messages. On its loop only."""
+    """The sending half of one stream's messages. On its loop only."""
 
-    def __init__(self, channel: PacketChannel, deliveries: Deliveries, stats: SessionStats) -> None:
+    def __init__(
+        self, channel: PacketStream, deliveries: Deliveries, stats: SessionStats, *, topics: set[str] | None = None
+    ) -> None:
         self.limits = ServerLimits()
+        self.ready = asyncio.Event()
+        """Not set while the session moves from one connection to another."""
+        self.ready.set()
         self._channel = channel
         self._version: Version = channel.version
         self._deliveries = deliveries
         self._stats = stats
-        self._topics: set[str] = set()
+        self.topics: set[str] = set() if topics is None else topics
+        self._unknown = 0
+        self.lane_of: Callable[[str], DataChannel | None] = _no_lane
+        """Which unidirectional stream a message goes on that had to wait; its acknowledgements come here."""
         deliveries.skip = _is_abandoned
 
     async def publish(
@@ -124,26 +133,27 @@ class Publisher:
         properties: Mapping[str, Any] | None,
         timestamp: bool,
         timeout: float | str | None,
+        lane: DataChannel | None = None,
     ) -> PublishResult:
-        """See :meth:`AsyncSession.publish`."""
+        """See :meth:`AsyncSession.publish`; the PUBLISH goes on `lane` if that is given, all else on our own stream."""
         channel = self._channel
         data = payload if type(payload) is bytes else encode_payload(payload)
-        if topic not in self._topics:
-            self._check_topic(topic)
+        if topic not in self.topics:
+            self.check_topic(topic)
         if qos or retain or properties or timestamp:
-            properties = self._check(qos, retain, properties, timestamp)
+            properties = self.check(qos, retain, properties, timestamp)
         if channel.ended:
             raise channel.gone("cannot publish")
         if not qos:
             packet = encode_publish(topic, data, 0, retain, False, None, properties, self._version)
             if len(packet) > channel.limit:
                 self.limits.check_size(len(packet), len(data))
-            channel.write(packet)
+            (lane or channel).write(packet)
             self._stats.messages_sent += 1
-            if channel.stream.pending > HIGH_WATER:
-                await self._drain(check_timeout(timeout))
+            if (lane or channel).stream.pending > HIGH_WATER:
+                await self._drain(check_timeout(timeout), lane)
             return _SENT
-        return await self._publish_acknowledged(topic, data, qos, retain, properties, check_timeout(timeout))
+        return await self._publish_acknowledged(topic, data, qos, retain, properties, check_timeout(timeout), lane)
 
     async def _publish_acknowledged(
         self,
@@ -153,9 +163,10 @@ class Publisher:
         retain: bool,
         properties: Mapping[str, Any] | None,
         timeout: float | None,
+        lane: DataChannel | None,
     ) -> PublishResult:
         waiting = Waiting(asyncio.get_running_loop().create_future())
-        self._begin(topic, data, qos, retain, properties, waiting)
+        self._begin(topic, data, qos, retain, properties, waiting, lane)
         try:
             async with asyncio.timeout(timeout):
                 return await waiting.future
@@ -167,6 +178,8 @@ class Publisher:
         finally:
             # What was sent stays in flight until its acknowledgement; what still waits is not sent any more.
             waiting.abandoned = True
+            if lane is not None:
+                lane.riders.discard(waiting)
 
     def _begin(
         self,
@@ -176,6 +189,7 @@ class Publisher:
         retain: bool,
         properties: Mapping[str, Any] | None,
         token: Waiting | Bulk,
+        lane: DataChannel | None = None,
     ) -> None:
         # Encoded before it gets an identifier, so that a packet that cannot be sent takes none.
         packet = encode_publish(topic, data, qos, retain, False, 1, properties, self._version)
@@ -185,8 +199,30 @@ class Publisher:
         if packet_id is not None:
             if packet_id != 1:
                 packet = encode_publish(topic, data, qos, retain, False, packet_id, properties, self._version)
-            self._channel.write(packet)
+            (lane or self._channel).write(packet)
             self._stats.messages_sent += 1
+            if lane is not None:
+                lane.riders.add(token)
+
+    def put(
+        self,
+        topic: str,
+        data: bytes,
+        qos: int,
+        retain: bool,
+        properties: Mapping[str, Any] | None,
+        token: Bulk | None,
+        lane: DataChannel | None = None,
+    ) -> None:
+        """Send one message that was checked, without waiting; at QoS 1 and 2 `token` is told how it ended."""
+        if token is not None:
+            self._begin(topic, data, qos, retain, properties, token, lane)
+            return
+        packet = encode_publish(topic, data, 0, retain, False, None, properties, self._version)
+        if len(packet) > self._channel.limit:
+            self.limits.check_size(len(packet), len(data))
+        (lane or self._channel).write(packet)
+        self._stats.messages_sent += 1
 
     async def publish_many(
         self,
@@ -199,7 +235,7 @@ class Publisher:
     ) -> PublishSummary:
         """See :meth:`AsyncSession.publish_many`."""
         summary = PublishSummary()
-        self._check(qos, retain, properties, timestamp)
+        self.check(qos, retain, properties, timestamp)
         started = perf_counter()
         if qos:
             bulk = Bulk(summary)
@@ -221,17 +257,17 @@ class Publisher:
         summary: PublishSummary,
         timeout: float | None,
     ) -> None:
-        channel, version, topics = self._channel, self._version, self._topics
+        version, topics = self._version, self.topics
         parts: list[bytes] = []
         size = 0
         try:
-            async for topic, payload in _each(messages):
+            async for topic, payload in each(messages):
                 data = payload if type(payload) is bytes else encode_payload(payload)
                 if topic not in topics:
-                    self._check_topic(topic)
-                block = _stamped(properties) if timestamp else properties
+                    self.check_topic(topic)
+                block = stamped(properties) if timestamp else properties
                 packet = encode_publish(topic, data, 0, retain, False, None, block, version)
-                if len(packet) > channel.limit:
+                if len(packet) > self._channel.limit:
                     self.limits.check_size(len(packet), len(data))
                 parts.append(packet)
                 size += len(packet)
@@ -239,12 +275,12 @@ class Publisher:
                 if size >= BATCH_BYTES:
                     self._flush(parts, summary)
                     size = 0
-                    await self._let_run(timeout)
+                    await self.let_run(timeout)
         finally:
             # Also when a message cannot be sent: those before it were accepted.
-            if parts and not channel.ended:
+            if parts and not self._channel.ended:
                 self._flush(parts, summary)
-        await self._let_run(timeout)
+        await self.let_run(timeout)
 
     async def _many_acknowledged(
         self,
@@ -256,26 +292,27 @@ class Publisher:
         bulk: Bulk,
         timeout: float | None,
     ) -> None:
-        channel, summary = self._channel, bulk.summary
+        summary = bulk.summary
         window = min(self.limits.receive_maximum, MAX_WINDOW)
-        async for topic, payload in _each(messages):
+        async for topic, payload in each(messages):
             data = payload if type(payload) is bytes else encode_payload(payload)
-            if topic not in self._topics:
-                self._check_topic(topic)
+            if topic not in self.topics:
+                self.check_topic(topic)
             while bulk.outstanding >= window:
-                await self._acknowledgements(bulk, timeout)
-            if channel.ended:
-                raise channel.gone("cannot publish")
-            self._begin(topic, data, qos, retain, _stamped(properties) if timestamp else properties, bulk)
+                await self.acknowledgements(bulk, timeout)
+            if self._channel.ended:
+                raise self._channel.gone("cannot publish")
+            # Between two connections it queues.
+            self._begin(topic, data, qos, retain, stamped(properties) if timestamp else properties, bulk)
             bulk.outstanding += 1
             summary.count += 1
             summary.payload_bytes += len(data)
-            if not summary.count % 128 or channel.stream.pending > HIGH_WATER:
-                await self._let_run(timeout)
+            if not summary.count % 128 or self._channel.stream.pending > HIGH_WATER:
+                await self.let_run(timeout)
         while bulk.outstanding:
-            await self._acknowledgements(bulk, timeout)
+            await self.acknowledgements(bulk, timeout)
 
-    async def _acknowledgements(self, bulk: Bulk, timeout: float | None) -> None:
+    async def acknowledgements(self, bulk: Bulk, timeout: float | None) -> None:
         """Wait until something came back."""
         if bulk.error is None:
             bulk.progress.clear()
@@ -298,23 +335,27 @@ class Publisher:
         summary.count += len(parts)
         parts.clear()
 
-    async def _let_run(self, timeout: float | None) -> None:
+    async def let_run(self, timeout: float | None) -> None:
         """Let the loop send what was written, and wait if the broker takes it too slowly."""
         await asyncio.sleep(0)
+        await self.ready.wait()
         if self._channel.ended:
             raise self._channel.gone("cannot publish")
         if self._channel.stream.pending > HIGH_WATER:
             await self._drain(timeout)
 
-    async def _drain(self, timeout: float | None) -> None:
+    async def _drain(self, timeout: float | None, lane: DataChannel | None = None) -> None:
+        channel, stream = self._channel, (lane or self._channel).stream
         try:
             async with asyncio.timeout(timeout):
-                await self._channel.stream.drain()
+                await stream.drain()
         except TimeoutError:
             raise OperationTimeoutError(
-                f"the broker takes no more data: {self._channel.stream.pending} bytes wait since {timeout:g} s"
+                f"the broker takes no more data: {stream.pending} bytes wait since {timeout:g} s"
             ) from None
         except LabError as error:
+            if self._channel is not channel:
+                return  # another connection carries the session on
             if self._channel.ended:
                 raise self._channel.gone("cannot publish") from error
             raise DisconnectedError(f"cannot publish: {error}") from error
@@ -326,25 +367,34 @@ class Publisher:
             self._channel.write(outcome.reply.encode(self._version))
         for delivery in outcome.sendable:
             delivery.token.sent()
-            self._channel.write(delivery.encode(self._version))
+            (self.lane_of(delivery.topic) or self._channel).write(delivery.encode(self._version))
             self._stats.messages_sent += 1
         if outcome.finished is not None:
             outcome.finished.token.finished(outcome.finished, outcome.reason_code, packet)
-        self._stats.stray = self._deliveries.unknown
+        if self._deliveries.unknown != self._unknown:
+            self._stats.stray += self._deliveries.unknown - self._unknown
+            self._unknown = self._deliveries.unknown
+
+    def move(self, channel: PacketStream) -> None:
+        """Go on over another connection."""
+        self._channel = channel
 
     def lost(self) -> None:
         """Fail everybody who waits: the connection has ended."""
         for delivery in self._deliveries.clear():
             delivery.token.lost(self._channel.gone(f"the message on {delivery.topic!r} was not acknowledged"))
 
-    def _check_topic(self, topic: str) -> None:
+    def check_topic(self, topic: str) -> None:
+        """Raise UsageError unless `topic` is a topic name; it is remembered as one."""
+        if topic in self.topics:
+            return
         check_topic_name(topic)
-        if len(self._topics) >= TOPIC_CACHE:
-            self._topics.clear()
+        if len(self.topics) >= TOPIC_CACHE:
+            self.topics.clear()
         if len(topic) <= CACHED_TOPIC:
-            self._topics.add(topic)
+            self.topics.add(topic)
 
-    def _check(
+    def check(
         self, qos: int, retain: bool, properties: Mapping[str, Any] | None, timestamp: bool
     ) -> Mapping[str, Any] | None:
         """Check all but topic and payload; returns the properties to send."""
@@ -358,21 +408,25 @@ class Publisher:
         if properties and "topic_alias" in properties:
             raise UsageError("topic_alias belongs to the connection, not to a message: leave it out")
         self.limits.check_publish(qos, retain)
-        return _stamped(properties) if timestamp else properties
+        return stamped(properties) if timestamp else properties
 
 
-def _stamped(properties: Mapping[str, Any] | None) -> dict[str, Any]:
+def stamped(properties: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return `properties` with the time of sending, from which the receiving feed works out the latency."""
     block = dict(properties or {})
     block["user_property"] = [*block.get("user_property", ()), ("sent_ns", str(time_ns()))]
     return block
 
 
+def _no_lane(topic: str) -> None:
+    """Have everything go on the publisher's own stream."""
+
+
 def _is_abandoned(delivery: Delivery) -> bool:
     return bool(delivery.token.abandoned)
 
 
-async def _each(messages: Iterable[tuple[str, Any]] | AsyncIterable[tuple[str, Any]]) -> Any:
+async def each(messages: Iterable[tuple[str, Any]] | AsyncIterable[tuple[str, Any]]) -> Any:
     """Iterate over either kind of iterable."""
     if hasattr(messages, "__aiter__"):
         async for message in messages:

@@ -20,7 +20,7 @@ UNROUTED_BYTES = 2**20
 
 
 class Receiver:
-    """The receiving half of a session's messages. On its loop only.
+    """The receiving half of one stream's messages. On its loop only.
 
     Attributes
     ----------
@@ -41,17 +41,27 @@ class Receiver:
         topic_alias_maximum: int,
         stream_id: int | None,
         on_message: Callable[[Message], None],
+        unrouted: MessageLog | None = None,
+        otherwise: Router | None = None,
     ) -> None:
         self._router = router
+        self._otherwise = otherwise  # of the session, for what comes on a stream that did not subscribe to it
         self._deliveries = deliveries
         self._stats = stats
         self._alias_maximum = topic_alias_maximum
         self._aliases: dict[int, str] = {}
         self._stream_id = stream_id
         self.name = ""
-        self.unrouted = MessageLog(decode="raw", max_messages=UNROUTED_MESSAGES, max_bytes=UNROUTED_BYTES)
+        if unrouted is None:
+            unrouted = MessageLog(decode="raw", max_messages=UNROUTED_MESSAGES, max_bytes=UNROUTED_BYTES)
+        self.unrouted = unrouted
         self.watched = False
         self._on_message = on_message
+
+    def restart(self, stream_id: int | None) -> None:
+        """Go on over a new connection, for which no topic alias of the old one holds (MQTT 5.0 section 3.3.2.3.4)."""
+        self._aliases.clear()
+        self._stream_id = stream_id
 
     def publish(self, packet: Publish, now: int, replies: list[bytes]) -> None:
         """Take in one PUBLISH.
@@ -86,6 +96,8 @@ class Receiver:
         else:
             cached = self._router.cache.get(topic)
             feeds = self._router.route(topic, None, packet.retain) if cached is None else cached
+        if not feeds and self._otherwise is not None:
+            feeds = self._otherwise.route(topic, properties.get("subscription_identifier"), packet.retain)
         self._stats.messages_received += 1
         for feed in feeds:
             feed.log.append(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from mqttquic_lab.mqtt import PacketIds, SubAck, UnsubAck
-    from mqttquic_lab.session.channel import PacketChannel
+    from mqttquic_lab.session.packet_stream import PacketStream
     from mqttquic_lab.session.results import SessionStats
     from mqttquic_lab.session.routing import Router
 
@@ -41,9 +41,9 @@ class Request:
 
 
 class Subscriber:
-    """The subscriptions of a session. On its loop only."""
+    """The subscriptions of one stream. On its loop only."""
 
-    def __init__(self, channel: PacketChannel, router: Router, ids: PacketIds, stats: SessionStats) -> None:
+    def __init__(self, channel: PacketStream, router: Router, ids: PacketIds, stats: SessionStats) -> None:
         self.limits = ServerLimits()
         self._channel = channel
         self._router = router
@@ -155,38 +155,62 @@ class Subscriber:
 
     # Unsubscribing
 
-    async def unsubscribe(self, what: AsyncFeed | str | Iterable[str], timeout: float | None) -> None:
-        """End a feed, or every feed's interest in a filter. See :meth:`AsyncSession.unsubscribe`."""
+    @property
+    def is_waiting(self) -> bool:
+        """Whether an answer of the broker is missing."""
+        return bool(self._requests)
+
+    def holds(self, what: AsyncFeed | str) -> bool:
+        """Whether a feed, or some feed with this filter, is subscribed here."""
+        return what in self.feeds if isinstance(what, AsyncFeed) else bool(self._router.holders(what))
+
+    async def unsubscribe(self, what: AsyncFeed | str | Iterable[str], timeout: float | None) -> tuple[int, ...]:
+        """End a feed, or every feed's interest in a filter; returns what the broker answered.
+
+        See :meth:`AsyncSession.unsubscribe`.
+        """
         if isinstance(what, AsyncFeed):
             if what not in self.feeds:
-                return  # it has ended before
+                return ()  # it has ended before
             leaving, filters = [what], what.filters
         else:
-            filters = _filters(what)
+            filters = filters_of(what)
             leaving = [feed for feed in self.feeds if set(feed.filters) & set(filters)]
             unknown = [f for f in filters if not self._router.holders(f)]
             if unknown:
                 raise UsageError(f"no feed of this session is subscribed to {', '.join(unknown)}")
+        codes: tuple[int, ...] = ()
         whole = [feed for feed in leaving if set(feed.filters) <= set(filters)]
         self._leaving.update(whole)
         try:
             # A filter that some other feed holds stays subscribed at the broker.
             dropped = [f for f in filters if self._is_leaving(f, leaving)]
             if dropped and not self._channel.ended:
-                await self._ask_to_unsubscribe(dropped, timeout)
+                codes = await self.ask_to_unsubscribe(dropped, timeout)
         finally:
             self._leaving.difference_update(whole)
-            for feed in leaving:
-                self._router.remove(feed, filters)
-                feed.filters = tuple(f for f in feed.filters if f not in filters) or feed.filters
-            for feed in whole:
+            self._forget(leaving, filters)
+        return codes
+
+    def dropped(self, filters: Iterable[str]) -> None:
+        """Take in that the broker has ended subscriptions that were asked to end elsewhere."""
+        gone = set(filters)
+        self._forget([feed for feed in self.feeds if gone & set(feed.filters)], tuple(gone))
+
+    def _forget(self, leaving: Iterable[AsyncFeed], filters: Sequence[str]) -> None:
+        for feed in leaving:
+            self._router.remove(feed, filters)
+            rest = tuple(f for f in feed.filters if f not in filters)
+            feed.filters = rest or feed.filters
+            if not rest and feed in self.feeds:
                 self.feeds.remove(feed)
                 feed.end(None)
 
     def _is_leaving(self, topic_filter: str, leaving: Sequence[AsyncFeed]) -> bool:
         return all(feed in leaving or feed in self._leaving for feed in self._router.holders(topic_filter))
 
-    async def _ask_to_unsubscribe(self, filters: Sequence[str], timeout: float | None) -> None:
+    async def ask_to_unsubscribe(self, filters: Sequence[str], timeout: float | None) -> tuple[int, ...]:
+        """Send UNSUBSCRIBE and return the reason codes of the answer; raises SubscribeError for a refusal."""
         wanted = tuple(filters)
         try:
             async with asyncio.timeout(timeout):
@@ -198,6 +222,7 @@ class Subscriber:
         refused = [(f, code) for f, code in zip(wanted, answer.reason_codes, strict=False) if code >= 0x80]
         if refused:
             raise _refusal("unsubscribe from", refused, len(wanted), answer)
+        return tuple(map(int, answer.reason_codes))
 
     def _send_unsubscribe(self, filters: Sequence[str]) -> None:
         """Send UNSUBSCRIBE without waiting for the answer."""
@@ -326,7 +351,8 @@ def _is_pair(entry: Any) -> bool:
     return isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) and not isinstance(entry[1], str)
 
 
-def _filters(what: str | Iterable[str]) -> tuple[str, ...]:
+def filters_of(what: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the filters that ``unsubscribe`` was given; raises UsageError if it was something else."""
     filters = (what,) if isinstance(what, str) else tuple(what)
     if not filters or not all(isinstance(f, str) for f in filters):
         raise UsageError("unsubscribe() takes a feed, a topic filter or a list of filters")

@@ -246,5 +246,5 @@ async def test_a_stream_the_broker_opens_is_refused() -> None:
         reset = asyncio.get_running_loop().create_future()
         stream.on_reset = reset.set_result
         assert await hang(reset) == 0
-        assert "stream 4" in session.errors[0].message
+        assert "stream 1" in session.errors[0].message
         assert session.state == "connected"

@@ -419,7 +419,7 @@ async def test_topics_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     async with scripted() as (session, _):
         for number in range(50):
             await session.publish(f"t/{number}")
-        assert len(_publisher(session)._topics) <= 10
+        assert len(_publisher(session).topics) <= 10
 
 
 def _publisher(session: AsyncSession) -> publishing.Publisher:

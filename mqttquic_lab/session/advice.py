@@ -1,0 +1,65 @@
+"""Warnings that point at the line of the person who called, whatever thread or loop does the work."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mqttquic_lab.errors import BrokerProfileWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+PACKAGE = __name__.partition(".")[0]
+
+
+class CallSite(NamedTuple):
+    """A line of code outside this package, and where Python notes that it was warned about."""
+
+    filename: str
+    line: int
+    module: str
+    registry: dict[Any, Any]
+
+
+_caller: ContextVar[CallSite | None] = ContextVar("mqttquic_caller", default=None)
+
+
+@contextmanager
+def called_from_here() -> Iterator[None]:
+    """Have warnings of what is started within this block point at the caller of the package."""
+    token = _caller.set(_find(inspect.currentframe()))
+    try:
+        yield
+    finally:
+        _caller.reset(token)
+
+
+def warn_of(refusal: str) -> None:
+    """Warn that the broker is known to refuse something; once per line of the caller (Python's own filter)."""
+    site = _caller.get() or _find(inspect.currentframe())
+    if site is None:
+        warnings.warn(refusal, BrokerProfileWarning, stacklevel=2)
+    else:
+        warnings.warn_explicit(
+            refusal, BrokerProfileWarning, site.filename, site.line, module=site.module, registry=site.registry
+        )
+
+
+def _find(frame: FrameType | None) -> CallSite | None:
+    """Return the nearest frame that is not of this package."""
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module != PACKAGE and not module.startswith((f"{PACKAGE}.", "contextlib")):
+            return CallSite(
+                frame.f_code.co_filename,
+                frame.f_lineno,
+                module,
+                frame.f_globals.setdefault("__warningregistry__", {}),
+            )
+        frame = frame.f_back
+    return None

@@ -1,0 +1,283 @@
+"""The data streams of a session: opening within the broker's limit, what each carries, and how they end."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+from mqttquic_lab.errors import DisconnectedError, StreamLimitError, UsageError
+from mqttquic_lab.session.stream import AsyncStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mqttquic_lab.errors import LabError
+    from mqttquic_lab.mqtt import PacketIds
+    from mqttquic_lab.mqtt.profiles import BrokerProfile
+    from mqttquic_lab.net.stream import ByteStream
+    from mqttquic_lab.records.log import MessageLog
+    from mqttquic_lab.records.message import Message
+    from mqttquic_lab.session.channel import PacketChannel
+    from mqttquic_lab.session.client import AsyncSession
+    from mqttquic_lab.session.feed import AsyncFeed
+    from mqttquic_lab.session.limits import ServerLimits
+    from mqttquic_lab.session.options import SessionOptions
+    from mqttquic_lab.session.results import SessionStats
+    from mqttquic_lab.session.routing import Router
+
+StreamKind = Literal["control", "explicit", "topic", "publish", "server"]
+"""What a stream is for: the control stream, one that the user opened, a topic's, a message's, one the broker opened."""
+
+StreamState = Literal["open", "closing", "closed", "failed"]
+
+MAX_HISTORY: Final = 64
+"""Streams that are over and still listed; older ones are only counted."""
+
+MAX_SERVER_STREAMS: Final = 256
+"""Streams that the broker may have open towards us; more are refused."""
+
+MAX_CLOSING: Final = 64
+"""Streams that we have ended and the broker has not, above which opening waits: bounds what a flood can pile up."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """One stream of a session, at one moment."""
+
+    id: int | None
+    """QUIC stream id (RFC 9000 section 2.1); None over TCP and TLS."""
+    kind: StreamKind
+    """``"control"``, ``"explicit"`` (by ``open_stream``), ``"topic"``, ``"publish"`` or ``"server"``."""
+    state: StreamState
+    """``"open"``, ``"closing"`` (ended here, not yet by the broker), ``"closed"``, or ``"failed"``."""
+    topics: tuple[str, ...]
+    """The newest topics published on it."""
+    filters: tuple[str, ...]
+    """Topic filters subscribed on it."""
+    messages_in: int
+    """PUBLISH packets received."""
+    messages_out: int
+    """PUBLISH packets sent."""
+    bytes_in: int
+    """MQTT bytes received."""
+    bytes_out: int
+    """MQTT bytes sent."""
+    in_flight: int
+    """Our QoS 1 and 2 messages that are not acknowledged."""
+
+
+class MultiStreamConnection(Protocol):
+    """What a connection must offer beyond :class:`~mqttquic_lab.net.stream.Connection`; QUIC does."""
+
+    def open_stream(self, *, unidirectional: bool = False) -> ByteStream:
+        """Open a stream."""
+        ...
+
+    def stream_credit(self, *, unidirectional: bool = False) -> int:
+        """How many more the peer allows now."""
+        ...
+
+    async def progress(self) -> None:
+        """Wait until something has arrived."""
+        ...
+
+
+@dataclass(slots=True)
+class StreamContext:
+    """What the streams of one session have in common."""
+
+    session: AsyncSession
+    control: PacketChannel
+    options: SessionOptions
+    profile: BrokerProfile
+    stats: SessionStats
+    router: Router
+    """The control stream's; messages that a stream has no subscription for are looked up there."""
+    ids: PacketIds
+    """The control stream's packet identifiers."""
+    topics: set[str]
+    """Topic names known to be valid."""
+    unrouted: MessageLog
+    on_message: Callable[[Message], None]
+    record: Callable[[str, LabError], None]
+    wake: Callable[[], None]
+    limits: Callable[[], ServerLimits]
+
+
+class Streams:
+    """Opens and keeps the data streams of one session. On its loop only.
+
+    Attributes
+    ----------
+    opened : int
+        Data streams that we have ever opened.
+    """
+
+    def __init__(self, context: StreamContext) -> None:
+        self.context = context
+        self.opened = 0
+        self.streams: dict[int, AsyncStream] = {}
+        """Those that are not over, by id."""
+        self._history: deque[StreamInfo] = deque(maxlen=MAX_HISTORY)
+        self._past = [0, 0, 0, 0]  # messages in and out, bytes in and out, of streams that are over
+        self._first_limit: dict[bool, int] = {}
+        self._counts = {False: 0, True: 0}
+        self._given_back = {False: 0, True: 0}
+        if context.profile.delivery in ("per-topic", "per-publish"):
+            context.control.on_server_stream = self._on_server_stream
+
+    # Opening
+
+    @property
+    def _connection(self) -> MultiStreamConnection:
+        connection = self.context.control.connection
+        if connection.transport != "quic":
+            raise UsageError(
+                f"{connection.transport.upper()} carries one stream only: connect with quic:// to open more"
+            )
+        return connection  # type: ignore[return-value]  # its transport says that it has them
+
+    def credit(self, *, unidirectional: bool = False) -> int:
+        """How many more streams the broker lets us open now."""
+        return self._connection.stream_credit(unidirectional=unidirectional)
+
+    def limit(self, *, unidirectional: bool = False) -> int:
+        """How many data streams the broker allowed at a time, as first seen."""
+        if unidirectional not in self._first_limit:
+            credit = self.credit(unidirectional=unidirectional)
+            self._first_limit[unidirectional] = credit + self._counts[unidirectional]
+        return self._first_limit[unidirectional]
+
+    def _is_credit_due(self, unidirectional: bool) -> bool:
+        """Whether the broker owes us credit: for streams that are over, or about to be."""
+        granted = self.credit(unidirectional=unidirectional) + self._counts[unidirectional]
+        ending = sum(s.channel.ended and s.unidirectional == unidirectional for s in self.streams.values())
+        return self._given_back[unidirectional] + ending > granted - self.limit(unidirectional=unidirectional)
+
+    def open_now(self, kind: StreamKind, *, unidirectional: bool = False) -> AsyncStream:
+        """Open a stream without waiting.
+
+        Raises
+        ------
+        StreamLimitError
+            The broker allows no more.
+        """
+        context = self.context
+        if context.control.ended:
+            raise context.control.gone("cannot open a stream")
+        self.limit(unidirectional=unidirectional)  # noted before it changes
+        if self.credit(unidirectional=unidirectional) <= 0:
+            raise StreamLimitError(self.limit_reached(unidirectional=unidirectional))
+        opened = self._connection.open_stream(unidirectional=unidirectional)
+        self._counts[unidirectional] += 1
+        self.opened += 1
+        return self._add(AsyncStream(context, opened, kind, self._over, unidirectional=unidirectional))
+
+    async def open(self, kind: StreamKind, *, unidirectional: bool = False) -> AsyncStream:
+        """Open a stream; waits for credit only if the broker owes some for streams that have ended.
+
+        Raises
+        ------
+        StreamLimitError
+            It does not: nobody would ever end this wait.
+        """
+        while True:
+            self._sweep()
+            if self.context.control.ended:
+                raise self.context.control.gone("cannot open a stream")
+            closing = sum(s.channel.ended for s in self.streams.values())
+            if closing < MAX_CLOSING and (
+                self.credit(unidirectional=unidirectional) > 0 or not self._is_credit_due(unidirectional)
+            ):
+                return self.open_now(kind, unidirectional=unidirectional)
+            await self.progress()
+
+    def is_exhausted(self, *, unidirectional: bool = False) -> bool:
+        """Whether a stream of ours has to end before another one can be opened, and none is ending."""
+        return self.credit(unidirectional=unidirectional) <= 0 and not self._is_credit_due(unidirectional)
+
+    async def progress(self) -> None:
+        """Wait until something has arrived, or the connection has ended.
+
+        Raises
+        ------
+        DisconnectedError
+            It has ended.
+        """
+        await self._connection.progress()
+        if self.context.control.ended:
+            raise self.context.control.gone("cannot open a stream")
+
+    def limit_reached(self, *, unidirectional: bool = False) -> str:
+        """Return what to say when there is no stream to be had."""
+        limit = self.limit(unidirectional=unidirectional)
+        used = sum(s.unidirectional == unidirectional and s.kind != "server" for s in self.streams.values())
+        kind = "unidirectional" if unidirectional else "data"
+        if not limit:
+            return f"the broker allows no {kind} streams beside the control stream: use streams='single'"
+        return (
+            f"the broker allows {limit} {kind} streams at a time and {used} are open: close one (stream.close()), "
+            "publish on one that is open, or use streams='single'"
+        )
+
+    def _sweep(self) -> None:
+        """Forget unidirectional streams that have left: nothing comes back on them to tell so."""
+        for stream in list(self.streams.values()):
+            if stream.unidirectional and stream.channel.ended and not stream.channel.stream.pending:
+                stream.channel.finish()
+
+    def _on_server_stream(self, opened: ByteStream) -> None:
+        if sum(stream.kind == "server" for stream in self.streams.values()) >= MAX_SERVER_STREAMS:
+            opened.reset(0)
+            self.context.record(
+                "broker", DisconnectedError(f"the broker has {MAX_SERVER_STREAMS} streams open: one more was refused")
+            )
+            return
+        unidirectional = bool((opened.id or 0) & 2)
+        self._add(AsyncStream(self.context, opened, "server", self._over, unidirectional=unidirectional))
+
+    def _add(self, stream: AsyncStream) -> AsyncStream:
+        self.streams[stream.id] = stream
+        return stream
+
+    def _over(self, stream: AsyncStream) -> None:
+        if self.streams.pop(stream.id, None) is None:
+            return
+        if stream.kind != "server":
+            self._given_back[stream.unidirectional] += 1
+        info = stream.info
+        self._history.append(info)
+        for position, count in enumerate(_traffic(info)):
+            self._past[position] += count
+
+    def lost(self) -> None:
+        """Take the end of the connection."""
+        for stream in list(self.streams.values()):
+            stream.channel.finish(self.context.control.reason)
+
+    # Looking
+
+    def __iter__(self) -> Iterator[AsyncStream]:
+        return iter(tuple(self.streams.values()))
+
+    def feeds(self) -> list[AsyncFeed]:
+        """Return the feeds subscribed on data streams."""
+        return [feed for stream in self.streams.values() for feed in stream.subscriber.feeds]
+
+    def listing(self, control_filters: tuple[str, ...], in_flight: int) -> tuple[StreamInfo, ...]:
+        """Return all streams: control stream, those open, and the newest of those that are over."""
+        live = [stream.info for stream in self.streams.values()]
+        stats, control = self.context.stats, self.context.control
+        totals = (stats.messages_received, stats.messages_sent, stats.bytes_received, stats.bytes_sent)
+        elsewhere = [sum(counts) for counts in zip(self._past, *map(_traffic, live), strict=True)]
+        mine = [max(0, total - other) for total, other in zip(totals, elsewhere, strict=True)]
+        state: StreamState = "open" if not control.ended else "closed" if control.reason is None else "failed"
+        first = StreamInfo(
+            control.stream.id, "control", state, (), control_filters, mine[0], mine[1], mine[2], mine[3], in_flight
+        )
+        return (first, *live, *self._history)
+
+
+def _traffic(info: StreamInfo) -> tuple[int, int, int, int]:
+    return info.messages_in, info.messages_out, info.bytes_in, info.bytes_out
