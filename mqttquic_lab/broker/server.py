@@ -143,6 +143,8 @@ class BrokerServer:
     ) -> Listener:
         from mqttquic_lab.net.listen import listen  # here, because a broker without listeners needs none of it
 
+        quic_options = self._quic_options() if transport == "quic" else None
+
         async def attempt(number: int) -> Listener:
             return await listen(
                 transport,
@@ -152,6 +154,7 @@ class BrokerServer:
                 on_connection=self.accept,
                 tuning=self.config.tuning,
                 max_connections=self.config.max_connections,
+                quic_options=quic_options,
             )
 
         if port is not None:
@@ -160,6 +163,24 @@ class BrokerServer:
             return await attempt(DEFAULT_PORTS[transport])
         except PortInUseError:
             return await attempt(0)
+
+    def _quic_options(self) -> dict[str, Any]:
+        """Return what the profile wants of the QUIC listener."""
+        from mqttquic_lab.quic.limits import ReceiveLimits
+
+        profile = self.profile
+        limits = {"max_streams_bidi": profile.max_streams_bidi, "max_streams_uni": profile.max_streams_uni}
+        for name in ("connection_window", "stream_window"):
+            if getattr(profile, name) is not None:
+                limits[name] = getattr(profile, name)
+        options: dict[str, Any] = {
+            "limits": ReceiveLimits(**limits),
+            "retry": profile.retry,
+            "early_data": profile.early_data,
+        }
+        if profile.idle_timeout is not None:
+            options["idle_timeout"] = profile.idle_timeout
+        return options
 
     async def close(self) -> None:
         """Tell every client (0x8B, server shutting down), close, and remove the certificate file. Safe to repeat.

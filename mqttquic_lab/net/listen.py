@@ -7,7 +7,7 @@ import errno
 import socket
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mqttquic_lab.errors import LabError, PortInUseError, UsageError
 from mqttquic_lab.net.address import host_port
@@ -19,7 +19,7 @@ from mqttquic_lab.trace import Trace
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from mqttquic_lab.net.address import SocketAddress
     from mqttquic_lab.net.certificates import ServerIdentity
@@ -50,6 +50,7 @@ async def listen(
     max_connections: int = MAX_CONNECTIONS,
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
     ssl_context: ssl.SSLContext | None = None,
+    quic_options: Mapping[str, Any] | None = None,
     trace: Trace | None = None,
 ) -> Listener:
     """Listen for connections.
@@ -78,6 +79,8 @@ async def listen(
         Seconds that a TLS or QUIC handshake may take.
     ssl_context : ssl.SSLContext, optional
         TLS: a server context to use as it is, instead of `identity` and `alpn`.
+    quic_options : mapping, optional
+        QUIC: further arguments of :func:`mqttquic_lab.quic.server.listen_quic`, such as ``retry`` and ``limits``.
     trace : Trace, optional
         One trace for all connections; by default each has a small one of its own.
 
@@ -108,6 +111,7 @@ async def listen(
             max_connections=max_connections,
             handshake_timeout=handshake_timeout,
             trace=trace,
+            **(quic_options or {}),
         )
     if transport == "tls":
         if ssl_context is None:

@@ -472,6 +472,15 @@ def set_datagram_size(engine: Engine, size: int) -> None:
     engine._loss._pacer._max_datagram_size = size
 
 
+def limit_streams(engine: Engine, bidirectional: int, unidirectional: int) -> None:
+    """Let the peer have so many streams open at a time; only before the handshake announces it."""
+    for limit, value in (
+        (engine._local_max_streams_bidi, bidirectional),
+        (engine._local_max_streams_uni, unidirectional),
+    ):
+        limit.value = limit.sent = value
+
+
 def stop_pacing(engine: Engine) -> None:
     """Send whatever the congestion window allows at once."""
 

@@ -29,10 +29,10 @@ from mqttquic_lab.net.address import host_port
 from mqttquic_lab.net.stream import Listener
 from mqttquic_lab.quic import private
 from mqttquic_lab.quic.binding import bind_udp
-from mqttquic_lab.quic.client import CONNECTION_WINDOW, STREAM_WINDOW
 from mqttquic_lab.quic.connection import QuicConnection
 from mqttquic_lab.quic.endpoint import Endpoint, EndpointCounters, plain_address
 from mqttquic_lab.quic.flights import FlightRecorder
+from mqttquic_lab.quic.limits import ReceiveLimits
 from mqttquic_lab.quic.private import Engine
 from mqttquic_lab.quic.tracing import QuicTracer
 from mqttquic_lab.quic.tuning import tuning_named
@@ -75,6 +75,7 @@ async def listen_quic(
     retry: bool | None = None,
     early_data: bool = False,
     max_tickets: int = 1024,
+    limits: ReceiveLimits | None = None,
     trace: Trace | None = None,
 ) -> QuicListener:
     """Accept QUIC connections.
@@ -109,6 +110,8 @@ async def listen_quic(
         Whether tickets allow 0-RTT data (which can be replayed, RFC 9001 section 9.2).
     max_tickets : int
         Session tickets kept; the oldest are dropped. 0: no resumption.
+    limits : ReceiveLimits, optional
+        Streams and bytes that each client may have under way.
     trace : Trace, optional
         Receives the QUIC events of all connections. Without it each has a small one of its own, which records
         per-packet events only while its ``detail`` is set.
@@ -139,6 +142,7 @@ async def listen_quic(
             retry=retry,
             early_data=early_data,
             max_tickets=max_tickets,
+            limits=ReceiveLimits() if limits is None else limits,
             trace=trace,
         )
     except BaseException:
@@ -182,6 +186,7 @@ class QuicListener(Listener):
         retry: bool | None,
         early_data: bool,
         max_tickets: int,
+        limits: ReceiveLimits,
         trace: Trace | None,
     ) -> None:
         self.transport = "quic"
@@ -198,6 +203,7 @@ class QuicListener(Listener):
         self._max_handshakes = max_handshakes
         self._retry = retry
         self._early_data = early_data
+        self._limits = limits
         self._trace = trace
         self._loop = asyncio.get_running_loop()
         self._tokens = QuicRetryTokenHandler()
@@ -366,8 +372,8 @@ class QuicListener(Listener):
             certificate_chain=list(self._identity.chain),
             congestion_control_algorithm=tuning.congestion_control,
             idle_timeout=self._idle_timeout,
-            max_data=CONNECTION_WINDOW,
-            max_stream_data=STREAM_WINDOW,
+            max_data=self._limits.connection_window,
+            max_stream_data=self._limits.stream_window,
             private_key=self._identity.private_key,
             quic_logger=tracer.logger if tracer is not None else None,
         )
@@ -379,6 +385,7 @@ class QuicListener(Listener):
             session_ticket_fetcher=self._take_ticket if self._max_tickets else None,
             session_ticket_handler=self._keep_ticket if self._max_tickets else None,
         )
+        private.limit_streams(engine, self._limits.max_streams_bidi, self._limits.max_streams_uni)
         connection = QuicConnection(
             engine,
             endpoint,

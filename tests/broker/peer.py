@@ -83,6 +83,11 @@ class Peer:
         await self.closed()
         return self.reset_code
 
+    async def send_and_reset(self, packet: Packet | bytes) -> int | None:
+        """Send something that makes the broker reset the stream; return the error code."""
+        self.send(packet)
+        return await self.was_reset()
+
     def _on_data(self, data: bytes) -> None:
         self.inbox.extend(self._decoder.feed(data))
         self._arrived.set()

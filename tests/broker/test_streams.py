@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from tests.helpers.memory import MemoryStream
 
 PACKETS_OF_THE_CONTROL_STREAM = [
-    Connect("again", 5, True, 0, None, None, None, {}), Disconnect(0, {}), PingReq(), Auth(0x18, {"authentication_method": "x"}),
-]  # fmt: skip
+    Connect("again", 5, True, 0, None, None, None, {}),
+    Disconnect(0, {}),
+    PingReq(),
+    Auth(0x18, {"authentication_method": "x"}),
+]
 
 
 def publish(topic: str, payload: bytes = b"", qos: int = 0, packet_id: int | None = None) -> Publish:
