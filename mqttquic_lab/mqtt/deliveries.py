@@ -538,7 +538,7 @@ class Deliveries:
         The owner says whether those fail or begin anew with :meth:`send`. Identifiers of SUBSCRIBE and UNSUBSCRIBE
         are the owner's to release. Send quota and connection stay as they are until :meth:`resume`.
         """
-        given_up = [*self._released.values(), *self._unacknowledged.values(), *self._queue]
+        given_up = self.unfinished()
         for delivery in given_up:
             if delivery.packet_id is not None:
                 self.ids.release(delivery.packet_id)
@@ -562,6 +562,10 @@ class Deliveries:
     def queued(self) -> int:
         """Messages that wait for the send quota or a connection."""
         return len(self._queue)
+
+    def unfinished(self) -> list[Delivery]:
+        """Return the messages whose exchange has not ended and those that wait to be sent, oldest first."""
+        return [*self._released.values(), *self._unacknowledged.values(), *self._queue]
 
     @property
     def is_full(self) -> bool:

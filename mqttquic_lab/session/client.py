@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from time import time_ns
+import datetime as dt
+from time import time, time_ns
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mqttquic_lab.errors import LabError, OperationTimeoutError, UsageError
@@ -15,13 +16,16 @@ from mqttquic_lab.session.advice import warn_of
 from mqttquic_lab.session.channel import PacketChannel
 from mqttquic_lab.session.connecting import Connecting, checked_connect, deadline_of, open_transport
 from mqttquic_lab.session.ending import farewell
+from mqttquic_lab.session.fallback import first_that_works
 from mqttquic_lab.session.feed import AsyncFeed
 from mqttquic_lab.session.limits import ServerLimits
 from mqttquic_lab.session.mapping import MappedPublisher
 from mqttquic_lab.session.options import SessionOptions, check_timeout
 from mqttquic_lab.session.publishing import Publisher
 from mqttquic_lab.session.receiving import Receiver
-from mqttquic_lab.session.results import ErrorRecord, SessionStats
+from mqttquic_lab.session.reconnecting import Reconnector
+from mqttquic_lab.session.resending import Resender
+from mqttquic_lab.session.results import ErrorRecord, EventRecord, SessionStats
 from mqttquic_lab.session.routing import Router
 from mqttquic_lab.session.stream import AsyncStream
 from mqttquic_lab.session.streams import StreamContext, Streams
@@ -37,11 +41,14 @@ if TYPE_CHECKING:
     from mqttquic_lab.net.stream import Connection
     from mqttquic_lab.records.decode import Decode
     from mqttquic_lab.records.message import Message
-    from mqttquic_lab.session.results import PublishResult, PublishSummary
+    from mqttquic_lab.session.results import EventName, PublishResult, PublishSummary
     from mqttquic_lab.session.streams import StreamInfo
 
 MAX_ERRORS = 100
 """Error records kept; older ones are dropped (``stats.errors`` counts all)."""
+
+MAX_EVENTS = 100
+"""Event records kept; older ones are dropped."""
 
 
 class AsyncSession:
@@ -75,21 +82,16 @@ class AsyncSession:
         self._connection = connection
         self._stats = SessionStats()
         self._errors: tuple[ErrorRecord, ...] = ()  # replaced, never changed: other threads look at it
+        self._events: tuple[EventRecord, ...] = ()  # the same
+        self._connected_at: dt.datetime | None = None
         self._state: Literal["connecting", "connected", "closed"] = "connecting"
         self._ended = asyncio.Event()
         self._notify: set[AsyncFeed] = set()
         self._router = Router()
         self._deliveries = Deliveries(options.receive_maximum or 65_535, version=options.level)
-        self._channel = PacketChannel(
-            connection,
-            options.level,
-            self._stats,
-            max_packet_size=options.maximum_packet_size or MAX_PACKET_SIZE,
-            on_packets=self._on_packets,
-            on_error=self._record,
-            on_end=self._on_end,
-        )
+        self._channel = self._make_channel(connection)
         self._connecting = Connecting(self._channel, options, self.url)
+        self._reconnector = Reconnector(self)
         self._handlers: dict[int, Callable[[Any], None]] = {
             2: self._on_connack,
             4: self._on_acknowledgement,
@@ -113,6 +115,26 @@ class AsyncSession:
             stream_id=self._channel.stream.id,
             on_message=self._tell,
         )
+        self._resender = Resender(self._deliveries, self._stats, self._publisher.acknowledge)
+        self._ready = self._subscriber.ready = self._publisher.ready  # not set while the session changes connections
+        self._subscriber.on_refused = lambda error: self._record("broker", error)
+        self._outlet: Publisher | MappedPublisher
+        self._open_streams()
+
+    def _make_channel(self, connection: Connection) -> PacketChannel:
+        return PacketChannel(
+            connection,
+            self.options.level,
+            self._stats,
+            max_packet_size=self.options.maximum_packet_size or MAX_PACKET_SIZE,
+            on_packets=self._on_packets,
+            on_error=self._record,
+            on_end=self._on_end,
+        )
+
+    def _open_streams(self) -> None:
+        """Make ready for data streams of the present connection."""
+        options, connection = self.options, self._connection
         self._streams = Streams(
             StreamContext(
                 session=self,
@@ -130,7 +152,7 @@ class AsyncSession:
                 limits=lambda: self.limits,
             )
         )
-        self._outlet: Publisher | MappedPublisher = self._publisher
+        self._outlet = self._publisher
         if options.streams != "single" and connection.transport == "quic":
             self._outlet = MappedPublisher(
                 self._streams,
@@ -144,7 +166,8 @@ class AsyncSession:
             )
 
     def __repr__(self) -> str:
-        return f"<AsyncSession {self.client_id!r} at {self.url}: {self._state}>"
+        instead = " instead of QUIC" if self._connection.report.fallback_reason else ""
+        return f"<AsyncSession {self.client_id!r} at {self.url}: {self._state}, over {self.transport.upper()}{instead}>"
 
     # Opening
 
@@ -180,11 +203,15 @@ class AsyncSession:
         cls, target: Target, options: SessionOptions, *, report: HandshakeReport | None = None
     ) -> AsyncSession:
         """Do what :meth:`open` does, with arguments already checked and a `report` that is filled in any case."""
-        packet = checked_connect(options, target)
-        deadline = deadline_of(options)
-        report = HandshakeReport(url=target.address.url) if report is None else report
-        connection = await open_transport(target, options, report)
-        return await cls._begin(connection, options, packet, target.address.url, deadline)
+
+        async def attempt(way: Target, settings: SessionOptions, reason: str | None) -> AsyncSession:
+            packet = checked_connect(settings, way)
+            deadline = deadline_of(settings)
+            facts = HandshakeReport(url=way.address.url, fallback_reason=reason) if report is None else report
+            connection = await open_transport(way, settings, facts)
+            return await cls._begin(connection, options, packet, way.address.url, deadline, target)
+
+        return await first_that_works(target, options, attempt)
 
     @classmethod
     async def over(cls, connection: Connection, **options: Any) -> AsyncSession:
@@ -202,13 +229,20 @@ class AsyncSession:
 
     @classmethod
     async def _begin(
-        cls, connection: Connection, options: SessionOptions, packet: Connect, url: str, deadline: float | None
+        cls,
+        connection: Connection,
+        options: SessionOptions,
+        packet: Connect,
+        url: str,
+        deadline: float | None,
+        target: Target | None = None,
     ) -> AsyncSession:
         try:
             session = cls(connection, options, url)
         except BaseException:
             connection.abort("the session could not be made")
             raise
+        session._reconnector.target = target
         await session._connecting.run(packet, deadline)
         return session
 
@@ -222,15 +256,100 @@ class AsyncSession:
             return
         self.limits = ServerLimits.from_connack(packet, self.options)
         self._channel.limit = self.limits.maximum_packet_size
-        # No earlier connection of this session object: a QoS 2 exchange that the broker resumes is new to us.
-        self._deliveries.resume(self.limits.receive_maximum)
         self._publisher.limits = self._subscriber.limits = self.limits
         self._receiver.name = self.client_id
         self._channel.start_keepalive(self.limits.keepalive)
         self._state = "connected"
-        self.has_been_connected = True
+        self._connected_at = dt.datetime.now(dt.UTC)
         self.handshake.state = "connected"
+        reason = self._connection.report.fallback_reason
+        if reason:
+            self._note("fallback", reason)
+            self.record_error("fallback", f"{self.transport.upper()} is used instead of QUIC: {reason}")
+        if self.has_been_connected:
+            self._resume(bool(packet.session_present))
+        else:
+            # No earlier connection of this session object: a QoS 2 exchange that the broker resumes is new to us.
+            self._deliveries.resume(self.limits.receive_maximum)
+            self._note("connected", self.url)
+        self.has_been_connected = True
         self._connecting.accepted()
+
+    # Changing connections
+
+    async def reconnect(self, url: Any = None, *, timeout: float | str | None = 10.0) -> None:
+        """Connect anew and go on with the session: one that was lost or closed, or that is to change its transport.
+
+        Feeds go on where they were, and messages at QoS 1 and 2 that the broker has not acknowledged are sent again.
+        :mod:`mqttquic_lab.session.reconnecting` says what holds if the broker no longer has the session: it keeps it as
+        long as ``session_expiry_interval`` asks for. Subscriptions and messages of data streams are not carried over.
+        Verbs that are called meanwhile wait.
+
+        Parameters
+        ----------
+        url : str or broker, optional
+            Where to, over any transport; the last place by default, with its ``fallback``. A URL of the same host
+            inherits user name, password and the certificate authority of a broker of ours.
+        timeout : float, str or None
+            Seconds until CONNACK must have arrived, and the answers to what had to be subscribed anew.
+
+        Raises
+        ------
+        UsageError
+            An argument cannot be used, or the session is reconnecting already.
+        UnreachableError, ConnectTimeoutError, CertificateError, AlpnError, HandshakeError
+            No connection came about. A session that was connected still is.
+        ConnectRefusedError, ConnectError
+            The broker did not take the session; it is closed then.
+        OperationTimeoutError
+            The session is connected, but not all of its subscriptions were answered in time.
+        DisconnectedError
+            It was closed meanwhile.
+        """
+        await self._reconnector.reconnect(url, check_timeout(timeout))
+
+    async def carry_on(
+        self, connection: Connection, options: SessionOptions, packet: Connect, url: str, deadline: float | None
+    ) -> None:
+        """Go on over `connection`; the old one is left open until the broker, which takes the session over, answers."""
+        old = self._channel
+        old.retire()
+        self._deliveries.suspend()
+        self._streams.lost()
+        self._ready.clear()
+        self._ended.clear()
+        self._state = "connecting"
+        self._connection, self.trace, self.url = connection, connection.trace, url
+        self._channel = self._make_channel(connection)
+        self._connecting = Connecting(self._channel, options, url)
+        self._publisher.move(self._channel)
+        self._receiver.restart(self._channel.stream.id)
+        self._open_streams()
+        try:
+            await self._connecting.run(packet, deadline)
+        finally:
+            old.release()
+        await self._subscriber.wait_renewed(deadline)
+
+    def _resume(self, kept: bool) -> None:
+        self._stats.reconnects += 1
+        filters = self._subscriber.resume(self._channel, kept)
+        packets = self._resender.resume(self._channel, self.limits.receive_maximum, kept)
+        self._ready.set()
+        if kept:
+            self._note("resumed", f"the broker has kept the session; {packets} packets sent again")
+        else:
+            self._note("renewed", f"the broker had no session: {filters} filters, {packets} messages told anew")
+
+    async def _usable(self, what: str, timeout: float | None) -> None:
+        """Wait while the session changes connections; raises DisconnectedError unless it is connected then."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ready.wait()
+        except TimeoutError:
+            raise OperationTimeoutError(f"{what}: the session was still reconnecting after {timeout:g} s") from None
+        if self._state != "connected":
+            raise self._channel.gone(what)
 
     # What it is
 
@@ -283,6 +402,21 @@ class AsyncSession:
     def errors(self) -> list[ErrorRecord]:
         """What went wrong, oldest first; the newest 100."""
         return list(self._errors)
+
+    @property
+    def events(self) -> list[EventRecord]:
+        """Connects, losses and resumptions, oldest first; the newest 100."""
+        return list(self._events)
+
+    @property
+    def connected_at(self) -> dt.datetime | None:
+        """When the broker accepted the present connection, or the last one (UTC); None before the first."""
+        return self._connected_at
+
+    @property
+    def unacknowledged(self) -> int:
+        """Messages at QoS 1 and 2 that were sent and not acknowledged: what :meth:`reconnect` sends again."""
+        return len(self._deliveries)
 
     @property
     def stats(self) -> SessionStats:
@@ -368,7 +502,7 @@ class AsyncSession:
             The session is closed, or ended before the acknowledgement came.
         """
         if self._state != "connected":
-            raise self._channel.gone("cannot publish")
+            await self._usable("cannot publish", check_timeout(timeout))
         return await self._outlet.publish(topic, payload, qos, retain, properties, timestamp, timeout)
 
     async def publish_many(
@@ -410,7 +544,7 @@ class AsyncSession:
         """
         seconds = check_timeout(timeout)
         if self._state != "connected":
-            raise self._channel.gone("cannot publish")
+            await self._usable("cannot publish", seconds)
         return await self._outlet.publish_many(messages, qos, retain, properties, timestamp, seconds)
 
     # Subscribing
@@ -477,7 +611,7 @@ class AsyncSession:
         )
         seconds = check_timeout(timeout)
         if self._state != "connected":
-            raise self._channel.gone("cannot subscribe")
+            await self._usable("cannot subscribe", seconds)
         subscriber = self._subscriber if stream is None else self._own(stream).subscriber
         if stream is not None:
             self._advise("subscribe_on_data_stream")
@@ -601,7 +735,7 @@ class AsyncSession:
         """
         seconds = check_timeout(timeout)
         if self._state != "connected":
-            raise self._channel.gone("cannot ping")
+            await self._usable("cannot ping", seconds)
         return await self._channel.ping(seconds)
 
     async def disconnect(self, reason_code: int = 0, *, timeout: float | str | None = 5.0) -> None:
@@ -621,6 +755,7 @@ class AsyncSession:
             Not a reason code of DISCONNECT.
         """
         seconds = check_timeout(timeout)
+        self._reconnector.give_up()
         self._channel.say_goodbye(reason_code)
         self._channel.finish(None, 0)
         try:
@@ -720,11 +855,17 @@ class AsyncSession:
     def _record(self, where: str, error: LabError) -> None:
         self.record_error(where, str(error))
 
+    def _note(self, what: EventName, detail: str) -> None:
+        self._events = (*self._events[-MAX_EVENTS + 1 :], EventRecord(time(), what, self.transport, detail))
+
     def _on_end(self, reason: LabError | None) -> None:
+        if self._state == "connected":
+            self._note("closed" if reason is None else "lost", str(reason) if reason is not None else "asked for here")
         self._state = "closed"
         self._connecting.ended(reason)
         self._streams.lost()
-        self._publisher.lost()
+        self._resender.suspend(self._channel.gone)
         self._subscriber.lost()
+        self._ready.set()
         self._notify.clear()
         self._ended.set()

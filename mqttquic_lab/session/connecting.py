@@ -61,14 +61,16 @@ def deadline_of(options: SessionOptions) -> float | None:
     return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
-async def open_transport(target: Target, options: SessionOptions, report: HandshakeReport) -> Connection:
+async def open_transport(
+    target: Target, options: SessionOptions, report: HandshakeReport, trace: Trace | None = None
+) -> Connection:
     """Connect the transport; see :func:`mqttquic_lab.net.open.open_connection` for what it raises."""
     return await open_connection(
         target.address,
         trust=target.trust,
         alpn=tuple(options.alpn),
         timeout=check_timeout(options.timeout) or LONG,
-        trace=Trace(options.trace_capacity, detail=options.trace_detail),
+        trace=Trace(options.trace_capacity, detail=options.trace_detail) if trace is None else trace,
         tuning=options.tuning,
         idle_timeout=max(MIN_IDLE_TIMEOUT, 3.0 * options.keepalive),
         local_address=options.local_address,

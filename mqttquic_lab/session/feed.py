@@ -83,6 +83,8 @@ class AsyncFeed:
         Topic filters, as given (``$share/group/filter`` literally).
     granted : mapping of str to int
         Filter -> QoS that the broker granted; may be less than asked for [MQTT-3.8.4-8].
+    retain_handling : int
+        Retain Handling that it was subscribed with (MQTT 5.0 section 3.8.3.1), for when it has to be done again.
     session : AsyncSession
         The session it belongs to.
     number : int
@@ -94,6 +96,7 @@ class AsyncFeed:
         self.number = next(_numbers)
         self.filters = filters
         self.granted: Mapping[str, int] = {}
+        self.retain_handling = 0
         self.log = log
         self.cursor = MessageCursor(log)
         self._base = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from mqttquic_lab.errors import CertificateError, ConnectError, LabError, UnknownOptionError
+from mqttquic_lab.errors import CertificateError, ConnectError, LabError, UnknownOptionError, UsageError
 from mqttquic_lab.records.handshake import HandshakeReport
 from mqttquic_lab.session.client import AsyncSession
 from mqttquic_lab.session.options import SessionOptions
@@ -49,6 +49,8 @@ async def probe(target: Any, timeout: float | str | None = 5.0, **options: Any) 
 
 async def look_at(where: Target, settings: SessionOptions) -> HandshakeReport:
     """Do what :func:`probe` does, with arguments already checked."""
+    if where.fallbacks:
+        raise UsageError("a probe looks at one address: leave fallback= out, and probe the mqtts:// URL as well")
     report = HandshakeReport(url=where.address.url)
     try:
         await _look(where, settings, report)

@@ -378,6 +378,7 @@ class Publisher:
     def move(self, channel: PacketStream) -> None:
         """Go on over another connection."""
         self._channel = channel
+        self.lane_of = _no_lane
 
     def lost(self) -> None:
         """Fail everybody who waits: the connection has ended."""

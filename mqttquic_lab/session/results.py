@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,25 @@ class ErrorRecord:
         return cls(time.time(), where, message)
 
 
+EventName = Literal["connected", "fallback", "resumed", "renewed", "lost", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """A change in what connects the session to its broker."""
+
+    time: float
+    """Seconds since the epoch."""
+    what: EventName
+    """``"resumed"``: connected again, and the broker had kept the session; ``"renewed"``: it had not, and was told
+    everything anew. ``"fallback"``: QUIC did not get through, and `transport` carries the session instead. ``"closed"``
+    was asked for here, ``"lost"`` was not."""
+    transport: str
+    """``"quic"``, ``"tls"`` or ``"tcp"``."""
+    detail: str
+    """One sentence, or where to."""
+
+
 @dataclass(slots=True)
 class SessionStats:
     """Counters of one session since it was opened."""
@@ -91,6 +110,8 @@ class SessionStats:
     """Acknowledgements for packet identifiers that nothing was waiting under."""
     pings: int = 0
     """PINGREQs sent."""
+    reconnects: int = 0
+    """Connections after the first that the broker accepted."""
     errors: int = 0
     """Errors ever recorded; ``session.errors`` holds the newest."""
 

@@ -28,12 +28,17 @@ NEVER_RETAINED = 2
 class Request:
     """A SUBSCRIBE or UNSUBSCRIBE whose answer has not come."""
 
-    __slots__ = ("filters", "future", "kind", "on_late_answer")
+    __slots__ = ("filters", "future", "kind", "on_late_answer", "packet")
 
     def __init__(
-        self, kind: type[Subscribe | Unsubscribe], filters: tuple[str, ...], future: asyncio.Future[Any] | None
+        self,
+        kind: type[Subscribe | Unsubscribe],
+        filters: tuple[str, ...],
+        packet: Subscribe | Unsubscribe,
+        future: asyncio.Future[Any] | None,
     ) -> None:
         self.kind = kind
+        self.packet = packet
         self.filters = filters
         self.future = future
         self.on_late_answer: Callable[[Any], None] | None = None
@@ -51,7 +56,15 @@ class Subscriber:
         self._stats = stats
         self._requests: dict[int, Request] = {}
         self._leaving: set[AsyncFeed] = set()
+        self._stale: dict[str, None] = {}  # given up without a connection: the broker may still have them
         self.feeds: list[AsyncFeed] = []
+        self.ready = asyncio.Event()
+        """Not set while the session moves from one connection to another."""
+        self.ready.set()
+        self.renewals: set[asyncio.Future[Any]] = set()
+        """Answers to come for what is subscribed anew after a reconnect."""
+        self.on_refused: Callable[[SubscribeError], None] = _ignore
+        """Told when one of those is a refusal."""
 
     # Subscribing
 
@@ -85,6 +98,7 @@ class Subscriber:
             self._undo(feed, before, still_ours=[f for f in filters if f not in dict(refused)])
             raise _refusal("subscribe to", refused, len(filters), answer)
         feed.granted = dict(zip(filters, map(int, answer.reason_codes), strict=True))
+        feed.retain_handling = wanted[0].retain_handling
         self.feeds.append(feed)
         return feed
 
@@ -185,7 +199,9 @@ class Subscriber:
         try:
             # A filter that some other feed holds stays subscribed at the broker.
             dropped = [f for f in filters if self._is_leaving(f, leaving)]
-            if dropped and not self._channel.ended:
+            if dropped and self._channel.ended:
+                self._note_stale(dropped)
+            elif dropped:
                 codes = await self.ask_to_unsubscribe(dropped, timeout)
         finally:
             self._leaving.difference_update(whole)
@@ -226,10 +242,15 @@ class Subscriber:
 
     def _send_unsubscribe(self, filters: Sequence[str]) -> None:
         """Send UNSUBSCRIBE without waiting for the answer."""
-        packet_id = self._ids.allocate() if filters and not self._channel.ended else None
-        if packet_id is not None:
-            self._requests[packet_id] = Request(Unsubscribe, tuple(filters), None)
-            self._channel.send(Unsubscribe(packet_id, tuple(filters), {}))
+        if not filters:
+            return
+        packet_id = self._ids.allocate() if not self._channel.ended and self.ready.is_set() else None
+        if packet_id is None:
+            self._note_stale(filters)
+            return
+        packet = Unsubscribe(packet_id, tuple(filters), {})
+        self._requests[packet_id] = Request(Unsubscribe, tuple(filters), packet, None)
+        self._channel.send(packet)
 
     # Requests and answers
 
@@ -241,6 +262,21 @@ class Subscriber:
         on_late_answer: Callable[[Any], None] | None,
     ) -> Any:
         """Send a request and wait for its answer."""
+        await self.ready.wait()
+        request = self._request(kind, filters, make)
+        assert request.future is not None
+        try:
+            return await request.future
+        except BaseException:
+            request.on_late_answer = on_late_answer
+            raise
+
+    def _request(
+        self,
+        kind: type[Subscribe | Unsubscribe],
+        filters: tuple[str, ...],
+        make: Callable[[int], Subscribe | Unsubscribe],
+    ) -> Request:
         if self._channel.ended:
             raise self._channel.gone(f"cannot {kind.NAME.lower()}")
         packet_id = self._ids.allocate()
@@ -248,18 +284,14 @@ class Subscriber:
             raise SubscribeError("all 65535 packet identifiers are in use: wait for earlier publishes to finish")
         try:
             packet = make(packet_id)
-            future = asyncio.get_running_loop().create_future()
-            request = self._requests[packet_id] = Request(kind, filters, future)
+            request = Request(kind, filters, packet, asyncio.get_running_loop().create_future())
+            self._requests[packet_id] = request
             self._channel.send(packet)
         except BaseException:
             self._requests.pop(packet_id, None)
             self._ids.release(packet_id)
             raise
-        try:
-            return await future
-        except BaseException:
-            request.on_late_answer = on_late_answer
-            raise
+        return request
 
     def answered(self, packet: SubAck | UnsubAck) -> None:
         """Take in SUBACK or UNSUBACK; raises ProtocolError for one that does not fit."""
@@ -290,12 +322,118 @@ class Subscriber:
 
     def lost(self) -> None:
         """Fail everybody who waits, end every feed: the connection has ended."""
-        for request in self._requests.values():
+        for packet_id, request in self._requests.items():
+            self._ids.release(packet_id)
+            self._note_stale(request.filters)
             if request.future is not None and not request.future.done():
                 request.future.set_exception(self._channel.gone(f"{request.kind.NAME} was not answered"))
+                request.future.exception()  # marked as seen: nobody waits for what is subscribed anew
         self._requests.clear()
         for feed in self.feeds:
             feed.end(self._channel.reason)
+
+    # From one connection to the next
+
+    def _note_stale(self, filters: Iterable[str]) -> None:
+        self._stale.update(dict.fromkeys(filters))
+        while len(self._stale) > MAX_FILTERS:
+            del self._stale[next(iter(self._stale))]
+
+    def resume(self, channel: PacketStream, kept: bool) -> int:
+        """Go on over `channel`; returns how many filters are subscribed anew.
+
+        Parameters
+        ----------
+        channel : PacketStream
+            Of the new connection.
+        kept : bool
+            Whether the broker still has the session, and with it the subscriptions.
+        """
+        self._channel = channel
+        self.ready.set()
+        for feed in self.feeds:
+            feed.revive()
+        asked, self._requests = self._requests, {}
+        waiting = {number: r for number, r in asked.items() if r.future is not None and not r.future.done()}
+        for packet_id in asked.keys() - waiting.keys():
+            self._ids.release(packet_id)
+            self._note_stale(asked[packet_id].filters)
+        stale, self._stale = self._stale, {}
+        count = 0
+        if kept:
+            self._send_unsubscribe([f for f in stale if not self._router.holders(f)])
+        else:
+            count = self._renew()
+        for packet_id, request in waiting.items():
+            self._requests[packet_id] = request
+            channel.send(request.packet)
+        return count
+
+    async def wait_renewed(self, deadline: float | None) -> None:
+        """Wait until what was subscribed anew is answered; raises OperationTimeoutError after `deadline`."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                while pending := [future for future in self.renewals if not future.done()]:
+                    await asyncio.wait(pending)
+        except TimeoutError:
+            raise OperationTimeoutError(
+                "the session is connected again, but the broker did not answer all that was subscribed anew in time"
+            ) from None
+
+    def _renew(self) -> int:
+        """Subscribe everything anew, feed by feed, so that no packet grows larger than the first time."""
+        self.renewals.clear()
+        done: set[str] = set()
+        for feed in self.feeds:
+            groups: dict[int | None, list[Subscription]] = {}
+            for topic_filter in feed.filters:
+                current = self._router.current(topic_filter)
+                if current is None or topic_filter in done:
+                    continue
+                done.add(topic_filter)
+                held, identifier = current
+                if not self.limits.identifiers_available:
+                    identifier = None
+                # The newest retained messages tell what was missed; not wanted by those that never wanted them.
+                handling = min(holder.retain_handling for holder in self._router.holders(topic_filter))
+                wanted = Subscription(held.filter, held.qos, held.no_local, held.retain_as_published, handling)
+                self._router.identify(wanted, identifier)
+                groups.setdefault(identifier, []).append(wanted)
+            for identifier, subscriptions in groups.items():
+                self._renew_together(tuple(subscriptions), identifier)
+        return len(done)
+
+    def _renew_together(self, subscriptions: tuple[Subscription, ...], identifier: int | None) -> None:
+        properties = {} if identifier is None else {"subscription_identifier": [identifier]}
+        filters = tuple(subscription.filter for subscription in subscriptions)
+
+        def answered(future: asyncio.Future[Any]) -> None:
+            if not future.cancelled() and future.exception() is None:
+                self._renewed(filters, future.result())
+
+        request = self._request(Subscribe, filters, lambda packet_id: Subscribe(packet_id, subscriptions, properties))
+        assert request.future is not None
+        request.future.add_done_callback(answered)
+        self.renewals.add(request.future)
+
+    def _renewed(self, filters: Sequence[str], answer: SubAck) -> None:
+        """Take the answer to a renewal: feeds that the broker does not serve any more end, and say why."""
+        codes = dict(zip(filters, map(int, answer.reason_codes), strict=True))
+        for feed in [feed for feed in self.feeds if set(feed.filters) & set(filters)]:
+            refused = [(f, codes[f]) for f in feed.filters if codes.get(f, 0) >= 0x80]
+            if not refused:
+                feed.granted = {**feed.granted, **{f: codes[f] for f in feed.filters if f in codes}}
+                continue
+            orphans = self._router.remove(feed, feed.filters)
+            self._send_unsubscribe([f for f in orphans if codes.get(f, 0) < 0x80])
+            self.feeds.remove(feed)
+            refusal = _refusal("subscribe anew to", refused, len(filters), answer)
+            self.on_refused(refusal)
+            feed.end(refusal)
+
+
+def _ignore(_: SubscribeError) -> None:
+    """Nobody wants to know."""
 
 
 def parse_filters(

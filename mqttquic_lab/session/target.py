@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mqttquic_lab.errors import UsageError
 from mqttquic_lab.net.address import Address, parse_url
 from mqttquic_lab.net.certificates import Trust
+from mqttquic_lab.session.fallback import fallback_addresses
 
 if TYPE_CHECKING:
+    from mqttquic_lab.net.stream import TransportName
     from mqttquic_lab.session.options import SessionOptions
 
 
@@ -24,9 +27,13 @@ class Target:
     """For TLS over TCP, to be used as it is; QUIC takes over what it says about trust."""
     username: str | None = field(default=None, repr=False)
     password: bytes | None = field(default=None, repr=False)
+    own_ca: Any = None
+    """File of the certificate authority that a broker of ours brought along."""
+    fallbacks: tuple[Target, ...] = ()
+    """Where to go when QUIC does not get through; see :mod:`mqttquic_lab.session.fallback`."""
 
 
-def resolve_target(target: Any, options: SessionOptions) -> Target:
+def resolve_target(target: Any, options: SessionOptions, earlier: Target | None = None) -> Target:
     """Return where `target` leads to.
 
     Parameters
@@ -36,29 +43,59 @@ def resolve_target(target: Any, options: SessionOptions) -> Target:
         broker's own certificate authority is trusted for this session only, and only if the options name no other.
     options : SessionOptions
         Of the session; ``ca_file``, ``ssl_context``, ``verify`` and ``server_name`` make the trust.
+    earlier : Target, optional
+        Where the session was before. A URL of the same host inherits its trust, user name and password.
 
     Raises
     ------
     UsageError
         It is neither, the URL cannot be parsed, or the trust options contradict each other.
     """
+    address = parse_url(_url_of(target))
+    own_ca = None
+    if not isinstance(target, str):
+        with suppress(UsageError):  # a broker that listens on plain TCP only has no certificate to ask for
+            own_ca = getattr(target, "ca_file", None)
+    where = _resolve(address, own_ca, options)
+    if earlier is not None and isinstance(target, str) and address.host == earlier.address.host:
+        where = _inherit(where, earlier, options)
+    ways = [_inherit(_resolve(a, None, options), where, options) for a in fallback_addresses(target, address, options)]
+    return replace(where, fallbacks=tuple(ways))
+
+
+def transport_of(target: Any) -> TransportName:
+    """Return ``"quic"``, ``"tls"`` or ``"tcp"``; raises UsageError as :func:`resolve_target` does."""
+    return parse_url(_url_of(target)).transport
+
+
+def _url_of(target: Any) -> str:
     if isinstance(target, str):
-        url = target
-    else:
-        its_url = getattr(target, "url", None)
-        if not isinstance(its_url, str) or not its_url:
-            raise UsageError(
-                f"cannot connect to a {type(target).__name__}: pass a URL such as 'quic://localhost:14567', "
-                "or what start_broker() returned (and make sure it was started)"
-            )
-        url = its_url
-    address = parse_url(url)
+        return target
+    url = getattr(target, "url", None)
+    if not isinstance(url, str) or not url:
+        raise UsageError(
+            f"cannot connect to a {type(target).__name__}: pass a URL such as 'quic://localhost:14567', "
+            "or what start_broker() returned (and make sure it was started)"
+        )
+    return url
+
+
+def _resolve(address: Address, own_ca: Any, options: SessionOptions) -> Target:
     password = address.password.encode() if address.password is not None else None
     is_tls = address.transport == "tls"
-    # A broker that listens on plain TCP only has no certificate to ask for.
-    own_ca = getattr(target, "ca_file", None) if address.transport != "tcp" else None
-    trust = _trust(options, own_ca, carry_over=not is_tls)
-    return Target(address, trust, options.ssl_context if is_tls else None, address.username, password)
+    trust = _trust(options, own_ca if address.transport != "tcp" else None, carry_over=not is_tls)
+    context = options.ssl_context if is_tls else None
+    return Target(address, trust, context, address.username, password, own_ca)
+
+
+def _inherit(where: Target, earlier: Target, options: SessionOptions) -> Target:
+    """Return `where` with the credentials of `earlier` unless it has its own, and on the same host with its trust."""
+    if where.username is None and where.password is None:
+        where = replace(where, username=earlier.username, password=earlier.password)
+    if where.own_ca is None and where.address.host == earlier.address.host:
+        own = _resolve(where.address, earlier.own_ca, options)
+        where = replace(where, trust=own.trust, own_ca=earlier.own_ca)
+    return where
 
 
 def _trust(options: SessionOptions, own_ca: Any, *, carry_over: bool) -> Trust:
