@@ -53,6 +53,7 @@ class MappedPublisher:
         self._by_topic: OrderedDict[str, AsyncStream] = OrderedDict()
         self._lock = asyncio.Lock()
         self._waiting = 0
+        streams.spare = self._end_an_idle_one
         if self._unidirectional:
             control.lane_of = self._lane_of
 
@@ -128,6 +129,8 @@ class MappedPublisher:
         finally:
             if bulk is not None:
                 bulk.abandoned = True
+                for stream in self._streams:
+                    stream.channel.riders.discard(bulk)
         await control.let_run(timeout)
         summary.seconds = perf_counter() - started
         return summary
@@ -193,13 +196,15 @@ class MappedPublisher:
 
     async def _end_least_recently_used(self) -> None:
         """End the topic's stream that was idle for the longest time; waits until one is idle."""
-        while True:
-            for name, stream in self._by_topic.items():
-                channel = stream.channel
-                if channel.ended or (
-                    stream.is_idle and not channel.stream.pending and not (channel.riders or stream.feeds)
-                ):
-                    del self._by_topic[name]
-                    stream.retire()
-                    return
+        while not self._end_an_idle_one():
             await self._streams.progress()
+
+    def _end_an_idle_one(self) -> bool:
+        for name, stream in self._by_topic.items():
+            channel = stream.channel
+            # What is not acknowledged by QUIC either could still be overtaken by the topic's next stream.
+            if channel.ended or (stream.is_idle and not channel.stream.pending):
+                del self._by_topic[name]
+                stream.retire()
+                return True
+        return False

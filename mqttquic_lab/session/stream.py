@@ -83,7 +83,9 @@ class AsyncStream:
             version=options.level,
             ids=shared,
         )
-        self.router = Router()
+        # Where subscriptions are the session's, a message for one may come on any stream.
+        self._shares_routes = not context.profile.state_per_stream
+        self.router = context.router if self._shares_routes else Router()
         self.publisher = Publisher(self.channel, self.deliveries, stats, topics=context.topics)
         self.subscriber = Subscriber(self.channel, self.router, self.deliveries.ids, stats)
         self.publisher.limits = self.subscriber.limits = limits
@@ -95,7 +97,7 @@ class AsyncStream:
             stream_id=stream.id,
             on_message=context.on_message,
             unrouted=context.unrouted,
-            otherwise=context.router,
+            otherwise=None if self._shares_routes else context.router,
         )
         self._receiver.name = context.session.client_id
         self._handlers: dict[int, Callable[[Any], None]] = {
@@ -253,11 +255,14 @@ class AsyncStream:
             The broker did not acknowledge everything, or did not end its side, in time; the stream was reset.
         """
         seconds = check_timeout(timeout)
-        for feed in self.subscriber.feeds:
-            feed.end(None)
-        self.retire()
         try:
             async with asyncio.timeout(seconds):
+                if self._shares_routes and not self.channel.ended:
+                    for feed in self.feeds:  # else they would outlive their stream
+                        await self.subscriber.unsubscribe(feed, None)
+                for feed in self.subscriber.feeds:
+                    feed.end(None)
+                self.retire()
                 await self._over.wait()
         except TimeoutError:
             unfinished = len(self.deliveries)
@@ -294,13 +299,13 @@ class AsyncStream:
     def _on_packets(self, packets: list[Packet]) -> None:
         now = time_ns()
         channel, replies = self.channel, self._replies
+        self._receiver.watched = self.session.on_message is not None
         try:
             for packet in packets:
                 if type(packet) is Publish:
                     self._messages_in += 1
                     if not channel.sent_end or not packet.qos:
                         # A message that cannot be acknowledged any more is not taken: the broker keeps it.
-                        self._receiver.watched = self.session.on_message is not None
                         self._receiver.publish(packet, now, replies)
                 else:
                     check_from_broker(packet)
@@ -322,5 +327,8 @@ class AsyncStream:
     def _on_end(self) -> None:
         self.publisher.lost()
         self.subscriber.lost()
+        if self._shares_routes:
+            for feed in self.subscriber.feeds:
+                self.router.remove(feed, feed.filters)
         self._over.set()
         self._on_over(self)

@@ -38,7 +38,7 @@ MAX_SERVER_STREAMS: Final = 256
 """Streams that the broker may have open towards us; more are refused."""
 
 MAX_CLOSING: Final = 64
-"""Streams that we have ended and the broker has not, above which opening waits: bounds what a flood can pile up."""
+"""Streams of single messages and streams we have ended that are not over, at most: bounds what a flood piles up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,8 @@ class Streams:
         self.opened = 0
         self.streams: dict[int, AsyncStream] = {}
         """Those that are not over, by id."""
+        self.spare: Callable[[], bool] | None = None
+        """Ends a stream that is kept for later use only, if there is one that is idle; returns whether it did."""
         self._history: deque[StreamInfo] = deque(maxlen=MAX_HISTORY)
         self._past = [0, 0, 0, 0]  # messages in and out, bytes in and out, of streams that are over
         self._first_limit: dict[bool, int] = {}
@@ -152,7 +154,7 @@ class Streams:
     def _is_credit_due(self, unidirectional: bool) -> bool:
         """Whether the broker owes us credit: for streams that are over, or about to be."""
         granted = self.credit(unidirectional=unidirectional) + self._counts[unidirectional]
-        ending = sum(s.channel.ended and s.unidirectional == unidirectional for s in self.streams.values())
+        ending = sum(_is_ending(s) and s.unidirectional == unidirectional for s in self.streams.values())
         return self._given_back[unidirectional] + ending > granted - self.limit(unidirectional=unidirectional)
 
     def open_now(self, kind: StreamKind, *, unidirectional: bool = False) -> AsyncStream:
@@ -186,11 +188,13 @@ class Streams:
             self._sweep()
             if self.context.control.ended:
                 raise self.context.control.gone("cannot open a stream")
-            closing = sum(s.channel.ended for s in self.streams.values())
+            closing = sum(map(_is_ending, self.streams.values()))
             if closing < MAX_CLOSING and (
                 self.credit(unidirectional=unidirectional) > 0 or not self._is_credit_due(unidirectional)
             ):
-                return self.open_now(kind, unidirectional=unidirectional)
+                if self.credit(unidirectional=unidirectional) > 0 or self.spare is None or not self.spare():
+                    return self.open_now(kind, unidirectional=unidirectional)
+                continue
             await self.progress()
 
     def is_exhausted(self, *, unidirectional: bool = False) -> bool:
@@ -277,6 +281,11 @@ class Streams:
             control.stream.id, "control", state, (), control_filters, mine[0], mine[1], mine[2], mine[3], in_flight
         )
         return (first, *live, *self._history)
+
+
+def _is_ending(stream: AsyncStream) -> bool:
+    """Whether a stream has ended or will by itself: one that carries a single message does when that is acknowledged."""
+    return stream.channel.ended or stream.kind == "publish"
 
 
 def _traffic(info: StreamInfo) -> tuple[int, int, int, int]:
