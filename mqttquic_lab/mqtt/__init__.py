@@ -64,7 +64,6 @@ from mqttquic_lab.mqtt.stream_mapping import (
     CONTROL_STREAM,
     StreamChoice,
     StreamKey,
-    StreamLimitError,
     StreamMapping,
     StreamMode,
 )
@@ -143,7 +142,6 @@ __all__ = [
     "StreamChoice",
     "StreamCode",
     "StreamKey",
-    "StreamLimitError",
     "StreamMapping",
     "StreamMode",
     "SubAck",

@@ -25,7 +25,7 @@ What the choices are, per mode:
 - ``"per-publish"``: a stream per PUBLISH, ended as soon as its exchange has; subscriptions on the control stream.
 - Explicit streams exist in every mode, and only their owner ends them.
 
-At the limit the answer is to wait if a stream is about to become free, else :class:`StreamLimitError`: QUIC itself
+At the limit the answer is to wait if a stream is about to become free, else :class:`~mqttquic_lab.errors.StreamLimitError`: QUIC itself
 would wait silently for a credit that never comes (RFC 9000 section 4.6).
 """
 
@@ -35,7 +35,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
-from mqttquic_lab.errors import PublishError, SubscribeError, UsageError
+from mqttquic_lab.errors import StreamLimitError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,23 +64,6 @@ class StreamKey(NamedTuple):
 
 CONTROL_STREAM: Final = StreamKey("control", 0)
 """The control stream; never counted, never ended here."""
-
-
-class StreamLimitError(PublishError, SubscribeError):
-    """No stream can be had, and none will become free by waiting.
-
-    Attributes
-    ----------
-    limit : int
-        Data streams that may be open at once.
-    by_peer : bool
-        Whether the peer sets that limit; else it is this end's ``max_streams``.
-    """
-
-    def __init__(self, message: str, *, limit: int, by_peer: bool) -> None:
-        super().__init__(message, reason_code=0x97)
-        self.limit = limit
-        self.by_peer = by_peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +312,7 @@ class StreamMapping:
                 f"by subscriptions and {explicit} were opened explicitly, so unsubscribe, close one, or use the "
                 "control stream"
             )
-        return StreamLimitError(message, limit=limit, by_peer=by_peer)
+        return StreamLimitError(message)
 
     # Reports ------------------------------------------------------------------------------------------------------
 
