@@ -239,7 +239,7 @@ class Gmqtt:
             client.publish(TOPICS[i & 15], payload, qos=qos)
             if i & 63 == 63:
                 await asyncio.sleep(0)  # its documentation's way: without it nothing is read or acknowledged
-            while len(ids._used_ids) >= INFLIGHT:  # it does not stop by itself, and fails at 65,535
+            while len(ids._used_ids) >= min(INFLIGHT, ids._max - 2):  # it does not wait at the limit, it raises
                 await asyncio.sleep(0)
         sent = time.time()
         client.publish(END, b"", qos=1)
