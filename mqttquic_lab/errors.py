@@ -120,7 +120,7 @@ class MigrationError(LabError):
     ----------
     problem : str
         ``"unconfirmed"`` (the handshake is not confirmed yet), ``"disabled"`` (the server asked not to),
-        ``"no spare id"`` (the server gave no unused connection id), ``"unreachable"`` (no route from that address) 
+        ``"no spare id"`` (the server gave no unused connection id), ``"unreachable"`` (no route from that address),
         ``"not validated"`` (no answer on the new path) or ``"busy"`` (another move is under way).
     """
 
@@ -139,10 +139,6 @@ class StreamClosedError(DisconnectedError):
     """
 
     stream_id: int | None = None
-
-
-class StreamLimitError(UsageError):
-    """The broker lets us open no more streams now (RFC 9000 section 4.6); waiting would be in vain."""
 
 
 class BrokerProfileWarning(UserWarning):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from mqttquic_lab.errors import UsageError
 from mqttquic_lab.trace import CLOCK
 
 if TYPE_CHECKING:
@@ -20,9 +21,16 @@ if TYPE_CHECKING:
 
     from mqttquic_lab.errors import LabError
     from mqttquic_lab.records.handshake import HandshakeReport
+    from mqttquic_lab.records.migration import MigrationResult
     from mqttquic_lab.trace import Trace
 
 TransportName = Literal["quic", "tls", "tcp"]
+
+_BOUND: dict[str, str] = {
+    "quic": "this connection does not move",
+    "tls": "a TLS session lives on one TCP connection, and that is two addresses and two ports",
+    "tcp": "a TCP connection is two addresses and two ports",
+}
 
 
 def _ignore(*_: object) -> None:
@@ -107,6 +115,9 @@ class Connection(ABC):
         (never as exception, so that nobody has to retrieve it).
     on_stream : callable(ByteStream)
         A stream that the peer opened (server side: includes stream 0, and the only stream of TCP and TLS).
+    on_migrated : callable((str, int), (str, int))
+        QUIC: the peer's address has changed from the first to the second, and it was validated that it is reached there
+        (RFC 9000 section 9.3).
     started : float
         When the first packet (or SYN) left or arrived, on :data:`mqttquic_lab.trace.CLOCK`: zero of
         ``report.timings``.
@@ -121,6 +132,7 @@ class Connection(ABC):
 
     def __init__(self) -> None:
         self.on_stream: Callable[[ByteStream], None] = _ignore
+        self.on_migrated: Callable[[tuple[str, int], tuple[str, int]], None] = _ignore
         self.started = CLOCK()
 
     def mark(
@@ -144,6 +156,11 @@ class Connection(ABC):
         self.report.timings[milestone] = CLOCK() - self.started
 
     @property
+    def is_early(self) -> bool:
+        """Whether what is delivered now is 0-RTT data (QUIC, server side), which an attacker may be replaying."""
+        return False
+
+    @property
     @abstractmethod
     def peer_address(self) -> tuple[str, int]:
         """Address of the peer now (it may change by migration)."""
@@ -161,6 +178,16 @@ class Connection(ABC):
     @abstractmethod
     def refresh_report(self) -> HandshakeReport:
         """Bring :attr:`report` up to date and return it."""
+
+    async def migrate(
+        self, local: tuple[str, int] | str | None = None, *, force: bool = False, timeout: float = 5.0
+    ) -> MigrationResult:
+        """Go on from another local address (QUIC only): see :meth:`mqttquic_lab.quic.movable.Movable.migrate`."""
+        raise UsageError(f"{_BOUND[self.transport]}: only a session over QUIC can migrate (quic://)")
+
+    async def rebind(self, *, timeout: float = 5.0) -> MigrationResult:
+        """Go on from another port (QUIC only): see :meth:`mqttquic_lab.quic.movable.Movable.rebind`."""
+        raise UsageError(f"{_BOUND[self.transport]}: only a session over QUIC can change its port (quic://)")
 
     @abstractmethod
     async def close(self, error_code: int = 0, reason: str = "") -> None:

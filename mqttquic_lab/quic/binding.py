@@ -84,3 +84,42 @@ def _bind_one(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.
         sock.close()
         raise
     return sock
+
+
+def connected_udp(target: tuple[Any, ...], local: tuple[Any, ...] | None = None) -> socket.socket:
+    """Return a UDP socket for one address only, so that the kernel reports ICMP's "port unreachable" to us.
+
+    Parameters
+    ----------
+    target : address
+        Where it leads, as ``connect`` takes it.
+    local : address, optional
+        Our own, as ``bind`` takes it; None for what routing chooses.
+
+    Raises
+    ------
+    UsageError
+        `local` is not an address of this machine, of another family, or taken.
+    OSError
+        There is no way to `target` from there.
+    """
+    family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        if local is not None:
+            _bind_local(sock, local)
+        sock.connect(target)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_local(sock: socket.socket, local: tuple[Any, ...]) -> None:
+    where = host_port(str(local[0]), int(local[1]))
+    if (":" in local[0]) != (sock.family == socket.AF_INET6):
+        raise UsageError(f"cannot send from {where}: the other end has an address of another family")
+    try:
+        sock.bind(local)
+    except OSError as error:
+        raise UsageError(f"cannot send from local_address {where}: {error.strerror or error}") from error

@@ -255,7 +255,7 @@ async def test_the_server_follows_a_client_behind_a_nat_that_forgets(identities:
 
 async def test_icmp_after_the_handshake_is_ignored(identities: Identities) -> None:
     async with serving(identities) as server, connected(server, identities) as (client, _):
-        client._endpoint.on_error(ConnectionRefusedError(111, "Connection refused"))
+        client.paths.endpoint.on_error(ConnectionRefusedError(111, "Connection refused"))
         assert not client.is_closed
         await client.ping()
 
