@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.errors import (
         AlpnError,
         BlockingCallError,
+        BrokerProfileWarning,
         CertificateError,
         ConnectError,
         ConnectRefusedError,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
         ProtocolError,
         PublishError,
         ReasonedError,
+        StreamClosedError,
+        StreamLimitError,
         SubscribeError,
         UnknownOptionError,
         UnreachableError,
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
         Feed,
         Handshake,
         Session,
+        Stream,
         aio,
         connect,
         from_env,
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
     )
     from mqttquic_lab.mqtt import ReasonCode, Will
     from mqttquic_lab.records.message import Message
+    from mqttquic_lab.session import StreamInfo
 
 __version__ = "0.1.0"
 
@@ -58,6 +63,7 @@ __all__ = [
     "AlpnError",
     "BlockingCallError",
     "Broker",
+    "BrokerProfileWarning",
     "CertificateError",
     "ConnectError",
     "ConnectRefusedError",
@@ -76,6 +82,10 @@ __all__ = [
     "ReasonCode",
     "ReasonedError",
     "Session",
+    "Stream",
+    "StreamClosedError",
+    "StreamInfo",
+    "StreamLimitError",
     "SubscribeError",
     "UnknownOptionError",
     "UnreachableError",
@@ -89,8 +99,14 @@ __all__ = [
     "start_broker",
 ]
 
-_HOMES = {"ReasonCode": "mqtt", "Will": "mqtt", "Message": "records.message"}
-"""Where names live that are neither errors nor handles."""
+_HOMES = {
+    "BrokerProfileWarning": "errors",
+    "Message": "records.message",
+    "ReasonCode": "mqtt",
+    "StreamInfo": "session",
+    "Will": "mqtt",
+}
+"""Where names live that are in neither errors.py nor handles/."""
 
 # Without a handler of the application's, nothing is printed (it would land in whichever notebook cell runs).
 logging.getLogger(__name__).addHandler(logging.NullHandler())

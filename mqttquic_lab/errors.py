@@ -141,6 +141,10 @@ class StreamClosedError(DisconnectedError):
     stream_id: int | None = None
 
 
+class StreamLimitError(UsageError):
+    """No more streams can be opened now (RFC 9000 section 4.6), and waiting would be in vain."""
+
+
 class BrokerProfileWarning(UserWarning):
     """The broker of this profile is known to refuse what was just asked for; it is sent nevertheless."""
 

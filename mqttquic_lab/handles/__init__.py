@@ -12,5 +12,6 @@ from mqttquic_lab.handles.entry import connect, from_env, probe, start_broker
 from mqttquic_lab.handles.feed import Feed
 from mqttquic_lab.handles.handshake import Handshake
 from mqttquic_lab.handles.session import Session
+from mqttquic_lab.handles.stream import Stream
 
-__all__ = ["Broker", "Feed", "Handshake", "Session", "aio", "connect", "from_env", "probe", "start_broker"]
+__all__ = ["Broker", "Feed", "Handshake", "Session", "Stream", "aio", "connect", "from_env", "probe", "start_broker"]

@@ -43,8 +43,8 @@ def connect(target: Any, *, runtime: Literal["thread", "notebook"] | Runtime = "
     **options
         client_id, username, password, keepalive, clean_start, session_expiry_interval, receive_maximum,
         maximum_packet_size, topic_alias_maximum, will, user_properties, properties, version (``"5.0"`` or
-        ``"3.1.1"``), ca_file, ssl_context, verify, server_name, timeout, tuning, alpn, local_address, trace_detail,
-        trace_capacity; see :class:`mqttquic_lab.session.SessionOptions`.
+        ``"3.1.1"``), ca_file, ssl_context, verify, server_name, timeout, tuning, alpn, local_address,
+        streams, topic_streams, profile, trace_detail, trace_capacity; see :class:`mqttquic_lab.session.SessionOptions`.
 
     Returns
     -------

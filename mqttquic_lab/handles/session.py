@@ -11,11 +11,15 @@ from mqttquic_lab.errors import BlockingCallError
 from mqttquic_lab.handles.calling import Caller
 from mqttquic_lab.handles.feed import Feed
 from mqttquic_lab.handles.handshake import Handshake
+from mqttquic_lab.handles.stream import Stream
+from mqttquic_lab.session.advice import called_from_here
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
+    from mqttquic_lab.errors import LabError
     from mqttquic_lab.records.decode import Decode
     from mqttquic_lab.records.log import MessageLog
     from mqttquic_lab.records.message import Message
@@ -24,9 +28,11 @@ if TYPE_CHECKING:
         AsyncFeed,
         AsyncSession,
         ErrorRecord,
+        EventRecord,
         PublishResult,
         PublishSummary,
         SessionStats,
+        StreamInfo,
     )
     from mqttquic_lab.trace import Trace
     from mqttquic_lab.widgets import Dashboard
@@ -51,9 +57,7 @@ class Session:
         self._feeds: weakref.WeakValueDictionary[AsyncFeed, Feed] = weakref.WeakValueDictionary()
         self._callbacks: CallbackRunner | None = None
         self._callback: Callable[[Message], object] | None = None
-        self._withdraw = runtime.on_exit(core.close)
-        self._finalizer = weakref.finalize(self, _forgotten, core, self._caller, self._withdraw)
-        self._finalizer.atexit = False  # the runtime's own end closes what is open then
+        self._is_open()
 
     # What it is
 
@@ -94,6 +98,26 @@ class Session:
         return self._core.errors
 
     @property
+    def events(self) -> list[EventRecord]:
+        """Connects, losses and resumptions, oldest first; the newest 100."""
+        return self._core.events
+
+    @property
+    def connected_at(self) -> dt.datetime | None:
+        """When the broker accepted the present connection, or the last one (UTC)."""
+        return self._core.connected_at
+
+    @property
+    def close_reason(self) -> LabError | None:
+        """Why the session is closed; None while it is not, or if that was asked for."""
+        return self._core.close_reason
+
+    @property
+    def unacknowledged(self) -> int:
+        """Messages at QoS 1 and 2 that were sent and not acknowledged: what :meth:`reconnect` sends again."""
+        return self._core.unacknowledged
+
+    @property
     def stats(self) -> SessionStats:
         """Counters, as of now."""
         core = self._core
@@ -107,7 +131,13 @@ class Session:
     @property
     def feeds(self) -> tuple[Feed, ...]:
         """Feeds that were not unsubscribed, oldest first."""
-        return tuple(self._handle(feed) for feed in self._core.feeds)
+        return tuple(self.handle_of(feed) for feed in self._core.feeds)
+
+    @property
+    def streams(self) -> tuple[StreamInfo, ...]:
+        """The streams that carry the session: control stream, data streams, the newest 64 that are over; as of now."""
+        core = self._core
+        return self._caller.look(lambda: core.streams)
 
     @property
     def unrouted(self) -> MessageLog:
@@ -223,16 +253,7 @@ class Session:
             See :meth:`mqttquic_lab.session.AsyncSession.publish_many`.
         """
         verb = self._core.publish_many
-        options: dict[str, Any] = {"timestamp": timestamp, "timeout": timeout}
-        if hasattr(messages, "__aiter__"):
-            return self._caller.call(None, verb, messages, qos, retain, properties, **options)
-        summary: PublishSummary | None = None
-        for chunk in _chunks(messages):
-            part = self._caller.call(None, verb, chunk, qos, retain, properties, **options)
-            summary = part if summary is None else summary.add(part)
-        if summary is None:
-            return self._caller.call(None, verb, (), qos, retain, properties, **options)
-        return summary
+        return publish_chunks(self._caller, verb, messages, qos, retain, properties, timestamp, timeout)
 
     def subscribe(
         self,
@@ -246,6 +267,7 @@ class Session:
         expand: bool = False,
         max_messages: int = 1_000_000,
         max_bytes: int = 256 * 2**20,
+        stream: Stream | None = None,
         timeout: float | str | None = 10.0,
     ) -> Feed:
         """Subscribe, and return the feed that collects what arrives.
@@ -269,6 +291,8 @@ class Session:
             Give each member of a decoded JSON object a column of its own.
         max_messages, max_bytes : int
             Bounds of the feed; the oldest messages are dropped first, and counted.
+        stream : Stream, optional
+            Data stream to subscribe on (:meth:`open_stream`); by default the control stream.
         timeout : float, str or None
             Seconds to wait for the broker's answer.
 
@@ -277,21 +301,23 @@ class Session:
         UsageError, SubscribeError, OperationTimeoutError, DisconnectedError
             See :meth:`mqttquic_lab.session.AsyncSession.subscribe`.
         """
-        feed = self._caller.call(
-            timeout,
-            self._core.subscribe,
-            topic_filter,
-            qos,
-            no_local,
-            retain_as_published,
-            retain_handling,
-            decode=decode,
-            expand=expand,
-            max_messages=max_messages,
-            max_bytes=max_bytes,
-            timeout=timeout,
-        )
-        return self._handle(feed)
+        with called_from_here():
+            feed = self._caller.call(
+                timeout,
+                self._core.subscribe,
+                topic_filter,
+                qos,
+                no_local,
+                retain_as_published,
+                retain_handling,
+                decode=decode,
+                expand=expand,
+                max_messages=max_messages,
+                max_bytes=max_bytes,
+                stream=core_of(stream),
+                timeout=timeout,
+            )
+        return self.handle_of(feed)
 
     def unsubscribe(self, what: Feed | str | Iterable[str], *, timeout: float | str | None = 10.0) -> None:
         """End a feed, or a filter in all feeds that have it; what they received stays.
@@ -308,11 +334,53 @@ class Session:
         UsageError, SubscribeError, OperationTimeoutError
             See :meth:`mqttquic_lab.session.AsyncSession.unsubscribe`.
         """
-        self._caller.call(timeout, self._core.unsubscribe, _core_of(what), timeout=timeout)
+        self._caller.call(timeout, self._core.unsubscribe, core_of(what), timeout=timeout)
+
+    def open_stream(self, *, timeout: float | str | None = 10.0) -> Stream:
+        """Open a data stream, to publish and subscribe on; QUIC only.
+
+        Parameters
+        ----------
+        timeout : float, str or None
+            Seconds to wait for credit that the broker owes for streams that have ended (RFC 9000 section 4.6).
+
+        Raises
+        ------
+        StreamLimitError
+            The broker allows no more streams at a time.
+        UsageError, OperationTimeoutError, DisconnectedError
+            See :meth:`mqttquic_lab.session.AsyncSession.open_stream`.
+        """
+        with called_from_here():
+            return Stream(self._caller.call(timeout, self._core.open_stream, timeout=timeout), self, self._caller)
 
     def ping(self, *, timeout: float | str | None = 10.0) -> float:
         """Send PINGREQ and return the seconds until the answer."""
         return self._caller.call(timeout, self._core.ping, timeout=timeout)
+
+    def reconnect(self, url: Any = None, *, timeout: float | str | None = 10.0) -> None:
+        """Connect anew and go on with the session: one that was lost or closed, or that is to change its transport.
+
+        Feeds go on where they were, and messages at QoS 1 and 2 that the broker has not acknowledged are sent again. A
+        broker that has forgotten the session (it keeps it for ``session_expiry_interval``) is told everything anew;
+        such a message may then arrive twice, even at QoS 2. ``session.events`` says which it was.
+
+        Parameters
+        ----------
+        url : str or Broker, optional
+            Where to, over any transport; the last place by default, with its ``fallback``. A URL of the same host
+            inherits user name, password and the certificate authority of a broker of ours.
+        timeout : float, str or None
+            Seconds until the broker must have answered.
+
+        Raises
+        ------
+        UsageError, ConnectError, OperationTimeoutError, DisconnectedError
+            See :meth:`mqttquic_lab.session.AsyncSession.reconnect`. As long as no connection came about, a session that
+            was connected still is.
+        """
+        self._caller.call(timeout, self._core.reconnect, url, timeout=timeout)
+        self._moved(url)
 
     def disconnect(self, reason_code: int = 0, *, timeout: float | str | None = 5.0) -> None:
         """Say DISCONNECT and close the connection in order; again is no error.
@@ -374,7 +442,7 @@ class Session:
         feeds = len(self._core.feeds)
         return (
             f"<Session {self.client_id[:60]!r} at {self.url}: {self.state}, MQTT {self.version} over "
-            f"{self.transport.upper()}, {feeds} feed{'s' * (feeds != 1)}>"
+            f"{self.transport.upper()}{self._instead()}, {feeds} feed{'s' * (feeds != 1)}>"
         )
 
     def _repr_html_(self) -> str:
@@ -389,14 +457,33 @@ class Session:
             errors=[(error.time, error.where, error.message) for error in core.errors],
         )
 
+    def _instead(self) -> str:
+        return " instead of QUIC" if self._core.connection.report.fallback_reason else ""
+
     # Inside
 
-    def _handle(self, feed: AsyncFeed) -> Feed:
+    def handle_of(self, feed: AsyncFeed) -> Feed:
         """Return the handle of a feed; the same one as long as somebody keeps it."""
         handle = self._feeds.get(feed)
         if handle is None:
             handle = self._feeds[feed] = Feed(feed, self, self._caller)
         return handle
+
+    def _is_open(self) -> None:
+        core, runtime = self._core, self._runtime
+        self._withdraw = runtime.on_exit(core.close)
+        self._finalizer = weakref.finalize(self, _forgotten, core, self._caller, self._withdraw)
+        self._finalizer.atexit = False  # the runtime's own end closes what is open then
+
+    def _moved(self, url: Any) -> None:
+        """Take in that the session is connected anew, which it may not have been before."""
+        if url is not None and not isinstance(url, str):
+            self._target = url
+        if not self._finalizer.alive:
+            self._is_open()
+            if self._callbacks is not None:
+                self._callbacks = None
+                self.on_message = self._callback
 
     def _is_closed(self) -> None:
         self._finalizer.detach()
@@ -441,13 +528,7 @@ class SessionAio:
     ) -> PublishSummary:
         """See :meth:`Session.publish_many`; either kind of iterable runs on the awaiting loop."""
         verb = self._core.publish_many
-        summary: PublishSummary | None = None
-        async for chunk in _async_chunks(messages):
-            part = await self._caller.hop(verb, chunk, qos, retain, properties, timestamp=timestamp, timeout=timeout)
-            summary = part if summary is None else summary.add(part)
-        if summary is None:
-            return await self._caller.hop(verb, (), qos, retain, properties, timestamp=timestamp, timeout=timeout)
-        return summary
+        return await hop_chunks(self._caller, verb, messages, qos, retain, properties, timestamp, timeout)
 
     async def subscribe(
         self,
@@ -461,31 +542,45 @@ class SessionAio:
         expand: bool = False,
         max_messages: int = 1_000_000,
         max_bytes: int = 256 * 2**20,
+        stream: Stream | None = None,
         timeout: float | str | None = 10.0,
     ) -> Feed:
         """See :meth:`Session.subscribe`."""
-        feed = await self._caller.hop(
-            self._core.subscribe,
-            topic_filter,
-            qos,
-            no_local,
-            retain_as_published,
-            retain_handling,
-            decode=decode,
-            expand=expand,
-            max_messages=max_messages,
-            max_bytes=max_bytes,
-            timeout=timeout,
-        )
-        return self._session._handle(feed)  # noqa: SLF001
+        with called_from_here():
+            feed = await self._caller.hop(
+                self._core.subscribe,
+                topic_filter,
+                qos,
+                no_local,
+                retain_as_published,
+                retain_handling,
+                decode=decode,
+                expand=expand,
+                max_messages=max_messages,
+                max_bytes=max_bytes,
+                stream=core_of(stream),
+                timeout=timeout,
+            )
+        return self._session.handle_of(feed)
 
     async def unsubscribe(self, what: Feed | str | Iterable[str], *, timeout: float | str | None = 10.0) -> None:
         """See :meth:`Session.unsubscribe`."""
-        await self._caller.hop(self._core.unsubscribe, _core_of(what), timeout=timeout)
+        await self._caller.hop(self._core.unsubscribe, core_of(what), timeout=timeout)
+
+    async def open_stream(self, *, timeout: float | str | None = 10.0) -> Stream:
+        """See :meth:`Session.open_stream`."""
+        with called_from_here():
+            core = await self._caller.hop(self._core.open_stream, timeout=timeout)
+        return Stream(core, self._session, self._caller)
 
     async def ping(self, *, timeout: float | str | None = 10.0) -> float:
         """See :meth:`Session.ping`."""
         return await self._caller.hop(self._core.ping, timeout=timeout)
+
+    async def reconnect(self, url: Any = None, *, timeout: float | str | None = 10.0) -> None:
+        """See :meth:`Session.reconnect`."""
+        await self._caller.hop(self._core.reconnect, url, timeout=timeout)
+        self._session._moved(url)  # noqa: SLF001
 
     async def disconnect(self, reason_code: int = 0, *, timeout: float | str | None = 5.0) -> None:
         """See :meth:`Session.disconnect`."""
@@ -508,8 +603,42 @@ def _forgotten(core: AsyncSession, caller: Caller, withdraw: Callable[[], None])
         caller.spawn(core.close)
 
 
-def _core_of(what: Any) -> Any:
-    return what._core if isinstance(what, Feed) else what  # noqa: SLF001
+def core_of(what: Any) -> Any:
+    """Return what a handle wraps, and anything else as it is."""
+    return what._core if isinstance(what, (Feed, Stream)) else what  # noqa: SLF001
+
+
+def publish_chunks(
+    caller: Caller, verb: Any, messages: Any, qos: int, retain: bool, properties: Any, timestamp: bool, timeout: Any
+) -> PublishSummary:
+    """Call a ``publish_many`` from the caller's thread: an iterable runs there, chunk by chunk."""
+    options: dict[str, Any] = {"timestamp": timestamp, "timeout": timeout}
+    summary: PublishSummary | None = None
+    if hasattr(messages, "__aiter__"):
+        whole: PublishSummary = caller.call(None, verb, messages, qos, retain, properties, **options)
+        return whole
+    for chunk in _chunks(messages):
+        part: PublishSummary = caller.call(None, verb, chunk, qos, retain, properties, **options)
+        summary = part if summary is None else summary.add(part)
+    if summary is not None:
+        return summary
+    nothing: PublishSummary = caller.call(None, verb, (), qos, retain, properties, **options)
+    return nothing
+
+
+async def hop_chunks(
+    caller: Caller, verb: Any, messages: Any, qos: int, retain: bool, properties: Any, timestamp: bool, timeout: Any
+) -> PublishSummary:
+    """Await a ``publish_many`` from any loop: either kind of iterable runs there, chunk by chunk."""
+    options: dict[str, Any] = {"timestamp": timestamp, "timeout": timeout}
+    summary: PublishSummary | None = None
+    async for chunk in _async_chunks(messages):
+        part: PublishSummary = await caller.hop(verb, chunk, qos, retain, properties, **options)
+        summary = part if summary is None else summary.add(part)
+    if summary is not None:
+        return summary
+    nothing: PublishSummary = await caller.hop(verb, (), qos, retain, properties, **options)
+    return nothing
 
 
 class _Chunk(list[tuple[str, Any]]):

@@ -9,15 +9,20 @@ from mqttquic_lab.session.client import AsyncSession
 from mqttquic_lab.session.feed import AsyncFeed
 from mqttquic_lab.session.options import SessionOptions
 from mqttquic_lab.session.probe import probe
-from mqttquic_lab.session.results import ErrorRecord, PublishResult, PublishSummary, SessionStats
+from mqttquic_lab.session.results import ErrorRecord, EventRecord, PublishResult, PublishSummary, SessionStats
+from mqttquic_lab.session.stream import AsyncStream
+from mqttquic_lab.session.streams import StreamInfo
 
 __all__ = [
     "AsyncFeed",
     "AsyncSession",
+    "AsyncStream",
     "ErrorRecord",
+    "EventRecord",
     "PublishResult",
     "PublishSummary",
     "SessionOptions",
     "SessionStats",
+    "StreamInfo",
     "probe",
 ]

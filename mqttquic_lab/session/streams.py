@@ -284,7 +284,7 @@ class Streams:
 
 
 def _is_ending(stream: AsyncStream) -> bool:
-    """Whether a stream has ended or will by itself: one that carries a single message does when that is acknowledged."""
+    """Whether a stream has ended or will by itself: one for a single message does when that is acknowledged."""
     return stream.channel.ended or stream.kind == "publish"
 
 

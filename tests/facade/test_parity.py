@@ -12,12 +12,28 @@ from mqttquic_lab.handles import entry
 from mqttquic_lab.handles.broker import Broker, BrokerAio
 from mqttquic_lab.handles.feed import Feed, FeedAio
 from mqttquic_lab.handles.session import Session, SessionAio
-from mqttquic_lab.session import AsyncFeed, AsyncSession
+from mqttquic_lab.handles.stream import Stream, StreamAio
+from mqttquic_lab.session import AsyncFeed, AsyncSession, AsyncStream
 
-INSIDE = {"open", "open_with", "over", "notify", "wake", "end", "record_error", "wait_next"}
+INSIDE = {
+    "open",
+    "open_with",
+    "over",
+    "notify",
+    "wake",
+    "end",
+    "record_error",
+    "wait_next",
+    "unsubscribe_on",
+    "note_topic",
+    "retire",
+    "handle_of",
+    "carry_on",
+    "revive",
+}
 """What a person does not call: ways of opening, and what session and feed tell each other."""
 
-PAIRS = [(AsyncSession, Session, SessionAio), (AsyncFeed, Feed, FeedAio)]
+PAIRS = [(AsyncSession, Session, SessionAio), (AsyncFeed, Feed, FeedAio), (AsyncStream, Stream, StreamAio)]
 
 
 def is_awaited(member: Any) -> bool:
@@ -56,16 +72,17 @@ def test_what_does_not_wait_is_there_as_well(original: type, handle: type, twin:
 
 
 def test_what_a_session_tells_its_handle_tells() -> None:
-    hidden = {"connection", "close_reason"}
+    hidden = {"connection"}
     assert {name for name, member in members(AsyncSession).items() if isinstance(member, property)} - hidden <= set(
         members(Session)
     )
-    assert {name for name, member in members(AsyncFeed).items() if isinstance(member, property)} <= set(members(Feed))
+    for original, handle in ((AsyncFeed, Feed), (AsyncStream, Stream)):
+        assert {n for n, member in members(original).items() if isinstance(member, property)} <= set(members(handle))
 
 
 def test_every_blocking_verb_has_a_timeout() -> None:
-    for handle in (Session, Feed, Broker):
-        twin = {Session: SessionAio, Feed: FeedAio, Broker: BrokerAio}[handle]
+    for handle in (Session, Feed, Stream, Broker):
+        twin = {Session: SessionAio, Feed: FeedAio, Stream: StreamAio, Broker: BrokerAio}[handle]
         for name in verbs(twin):
             if name != "clients":  # a look at the broker, bounded by itself
                 assert "timeout" in inspect.signature(getattr(handle, name)).parameters, name
@@ -82,6 +99,6 @@ def test_the_packages_verbs(name: str) -> None:
 
 
 def test_every_public_member_says_what_it_is() -> None:
-    for handle in (Session, SessionAio, Feed, FeedAio, Broker, BrokerAio, mq.Handshake):
+    for handle in (Session, SessionAio, Feed, FeedAio, Stream, StreamAio, Broker, BrokerAio, mq.Handshake):
         for name, member in members(handle).items():
             assert inspect.getdoc(member), f"{handle.__name__}.{name}"
