@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import os
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -17,15 +18,48 @@ PATIENCE = 15.0
 """Seconds after which a program that does not do what a test waits for fails it."""
 
 
+INTEROP = Path(__file__).parents[1] / "interop"
+
+MQTTV5_VERSION = (INTEROP / "mqttv5.version").read_text().strip()
+"""Of crates.io mqttv5-cli; .ci/peers.sh builds it."""
+
+SOURCES = {
+    "mosquitto": "Debian: mosquitto",
+    "mosquitto_pub": "Debian: mosquitto-clients",
+    "mosquitto_sub": "Debian: mosquitto-clients",
+    "mqttv5": ".ci/peers.sh builds it",
+    "node": "Debian: nodejs, 20 or newer",
+}
+"""Where a program comes from."""
+
+
+def cached(program: str) -> str | None:
+    """Return the path of a program that .ci/peers.sh built, if it did."""
+    cache = os.environ.get("MQTTQUIC_LAB_CACHE") or Path.home() / ".cache" / "mqttquic_lab"
+    return shutil.which(program, path=str(Path(cache) / f"{program}-{MQTTV5_VERSION}" / "bin"))
+
+
+def missing(what: str) -> NoReturn:
+    """Skip the test, or fail it where MQTTQUIC_LAB_CI=1 forbids skips."""
+    if os.environ.get("MQTTQUIC_LAB_CI") == "1":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
 def require(program: str) -> str:
     """Return the path of a program; without it the test is skipped, or fails where MQTTQUIC_LAB_CI=1 forbids skips."""
-    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
+    path = cached(program) or shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
     if path is None:
-        message = f"{program} is not installed (Debian: mosquitto and mosquitto-clients)"
-        if os.environ.get("MQTTQUIC_LAB_CI") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
+        missing(f"{program} is not installed ({SOURCES.get(program, 'see .ci/run')})")
     return path
+
+
+def require_relay() -> str:
+    """Return the path of the quiche relay (a script for node), if the packages it needs are installed."""
+    folder = INTEROP / "quiche_relay"
+    if not (folder / "node_modules" / "@matrixai" / "quic").is_dir():
+        missing("the quiche relay's packages are not installed (.ci/peers.sh installs them)")
+    return str(folder / "relay.mjs")
 
 
 class Program:
