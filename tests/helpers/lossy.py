@@ -1,7 +1,7 @@
 """A UDP relay inside the test's own loop that mistreats datagrams: drops, duplicates, reorders, corrupts, goes silent.
 
 What it does is drawn from a seeded generator, so a failure can be repeated. It is a test tool, not the impaired link
-of the package: no rates, no delays that model a network.
+of the package: no rates, and no delay but a constant one.
 """
 
 from __future__ import annotations
@@ -9,10 +9,17 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 Address = Any
+
+MAX_LOG = 400
+"""Datagrams that a relay remembers."""
 
 
 @dataclass
@@ -31,6 +38,14 @@ class Ills:
     corrupt: float = 0.0
 
 
+class Passage(NamedTuple):
+    """One datagram as it came in, and whether it went on (perhaps late, or with a byte changed)."""
+
+    to_server: bool
+    data: bytes
+    forwarded: bool
+
+
 class LossyRelay:
     """Stands between clients and one server; use as an async context manager.
 
@@ -44,6 +59,10 @@ class LossyRelay:
         Seed of the generator.
     delay : float
         Seconds that every datagram takes longer.
+    only_first : int, optional
+        The ills befall so many datagrams of each client and direction, and none later: a bad handshake.
+    lost_to_server : collection of int
+        Numbers of those datagrams of each client, from 1, that never reach the server.
 
     Attributes
     ----------
@@ -55,14 +74,32 @@ class LossyRelay:
         Datagrams so treated.
     to_server, to_client : list of bytes
         The first hundred datagrams of each direction, as they came in.
+    log : list of Passage
+        The first four hundred of both, in the order in which they came.
+    clients_as_seen : list of address
+        Addresses that clients had towards the server, in the order in which they got them.
     """
 
-    def __init__(self, server: tuple[str, int], ills: Ills | None = None, *, seed: int = 1, delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        server: tuple[str, int],
+        ills: Ills | None = None,
+        *,
+        seed: int = 1,
+        delay: float = 0.0,
+        only_first: int | None = None,
+        lost_to_server: Collection[int] = (),
+    ) -> None:
         self.ills = ills or Ills()
         self.blackhole = False
         self.passed = self.dropped = self.duplicated = self.reordered = self.corrupted = 0
         self.to_server: list[bytes] = []
         self.to_client: list[bytes] = []
+        self.log: list[Passage] = []
+        self.clients_as_seen: list[Address] = []
+        self._only_first = only_first
+        self._lost_to_server = frozenset(lost_to_server)
+        self._count: Counter[tuple[bool, Address]] = Counter()
         self._server = server
         self._random = random.Random(seed)
         self._delay = delay
@@ -86,36 +123,50 @@ class LossyRelay:
             self._loop.remove_reader(sock)
             sock.close()
 
-    def rebind(self) -> None:
-        """Give every client a new address towards the server, as a NAT does that has forgotten it."""
+    def rebind(self, host: str | None = None) -> None:
+        """Give every client a new port towards the server, as a NAT does that has forgotten it; or a new `host`, too.
+
+        What is on its way to the old addresses is lost.
+        """
         for client, old in self._upstreams.items():
             self._loop.remove_reader(old)
-            old.close()
-            new = self._upstreams[client] = self._socket()
-            self._loop.add_reader(new, self._from_server, new, client)
+            new = self._upstream(client, host)
+            old.close()  # later than that, so that the new one has another port
+            self._upstreams[client] = new
 
-    def _socket(self) -> socket.socket:
+    async def go_dark(self, seconds: float) -> None:
+        """Let nothing pass for a while."""
+        self.blackhole = True
+        await asyncio.sleep(seconds)
+        self.blackhole = False
+
+    def _upstream(self, client: Address, host: str | None = None) -> socket.socket:
+        sock = self._socket(host)
+        self.clients_as_seen.append(sock.getsockname()[:2])
+        self._loop.add_reader(sock, self._from_server, sock, client)
+        return sock
+
+    def _socket(self, host: str | None = None) -> socket.socket:
         sock = socket.socket(self._family, socket.SOCK_DGRAM)
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        sock.bind(("::1" if self._family == socket.AF_INET6 else "127.0.0.1", 0))
+        sock.bind((host or ("::1" if self._family == socket.AF_INET6 else "127.0.0.1"), 0))
         return sock
 
     def _from_client(self) -> None:
         for data, client in self._drain(self._front):
             upstream = self._upstreams.get(client)
             if upstream is None:
-                upstream = self._upstreams[client] = self._socket()
-                self._loop.add_reader(upstream, self._from_server, upstream, client)
+                upstream = self._upstreams[client] = self._upstream(client)
             if len(self.to_server) < 100:
                 self.to_server.append(data)
-            self._treat(upstream, data, self._server)
+            self._treat(upstream, data, self._server, client)
 
     def _from_server(self, upstream: socket.socket, client: Address) -> None:
         for data, _ in self._drain(upstream):
             if len(self.to_client) < 100:
                 self.to_client.append(data)
-            self._treat(self._front, data, client)
+            self._treat(self._front, data, client, client)
 
     def _drain(self, sock: socket.socket) -> list[tuple[bytes, Address]]:
         received = []
@@ -128,9 +179,17 @@ class LossyRelay:
                 continue  # ICMP from a side that has gone
         return received
 
-    def _treat(self, out: socket.socket, data: bytes, to: Address) -> None:
+    def _treat(self, out: socket.socket, data: bytes, to: Address, client: Address) -> None:
         draw, ills = self._random.random, self.ills
-        if self.blackhole or draw() < ills.drop:
+        to_server = out is not self._front
+        self._count[to_server, client] += 1
+        number = self._count[to_server, client]
+        if self._only_first is not None and number > self._only_first:
+            ills = Ills()
+        drop = self.blackhole or draw() < ills.drop or (to_server and number in self._lost_to_server)
+        if len(self.log) < MAX_LOG:
+            self.log.append(Passage(to_server, data, not drop))
+        if drop:
             self.dropped += 1
             return
         if draw() < ills.corrupt:

@@ -1,0 +1,106 @@
+"""What the scenarios do while a load is carried, and how each shows that what it is about did happen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aioquic.quic.packet import QuicPacketType
+
+from tests.scenarios import wire
+
+if TYPE_CHECKING:
+    from tests.scenarios.scenario import Run
+
+
+def plain_handshake(run: Run) -> str:
+    """QUIC v1 without detours."""
+    report = run.report
+    assert (report.quic_version, report.retry, report.resumed, report.early_data) == (
+        "QUIC v1", False, False, "not offered",
+    )  # fmt: skip
+    assert report.round_trips == 2
+    assert run.relay.dropped == run.relay.corrupted == 0
+    assert wire.types(run.relay.log, to_server=False)[QuicPacketType.RETRY] == 0
+    return f"{report.quic_version}, {report.cipher_suite}, ALPN {report.alpn}"
+
+
+def took_long_round_trips(run: Run) -> str:
+    """No answer came sooner than the delay allows, and the handshake needed no more trips for it."""
+    rtt = run.report.rtt
+    assert rtt is not None
+    assert rtt.minimum >= 0.3
+    assert run.report.round_trips == 2
+    return f"round trip measured: {rtt.minimum * 1000:.0f} ms at least"
+
+
+async def goes_dark(run: Run) -> None:
+    """Nothing passes for a while, and somebody tries."""
+    before = run.relay.dropped
+    await run.relay.go_dark(1.5)
+    run.notes["in the dark"] = run.relay.dropped - before
+
+
+def was_dark(run: Run) -> str:
+    """Datagrams vanished, and the connection is the same."""
+    assert run.notes["in the dark"] > 0
+    assert run.listener.accepted == 1
+    return f"{run.notes['in the dark']} datagrams vanished, the connection went on"
+
+
+def server_kept_to_three_times(run: Run) -> str:
+    """The server had more to say than three times what it had received, and waited."""
+    sums = wire.before_validation(run.relay.log)
+    assert sums.highest_ratio <= 3
+    certificate = run.report.certificates[0]
+    chain = sum(len(c.pem) * 3 // 4 for c in run.report.certificates)
+    assert len(certificate.names) > 100
+    # The first datagram alone reached the server: it cannot have sent all that it had.
+    assert chain > 3 * 1200
+    return f"server sent {sums.highest_ratio:.2f} times what it had received, at most; chain of {chain} bytes"
+
+
+def lost_datagrams(run: Run) -> str:
+    """The relay did drop."""
+    assert run.relay.dropped >= 10
+    assert run.listener.accepted == len(run.sessions)
+    share = run.relay.dropped / (run.relay.dropped + run.relay.passed)
+    return f"{run.relay.dropped} datagrams lost ({share:.1%}), {run.relay.reordered} reordered"
+
+
+def corrupted_datagrams(run: Run) -> str:
+    """The relay did corrupt, and no payload shows it."""
+    assert run.relay.corrupted >= 10
+    assert run.listener.accepted == len(run.sessions)
+    return f"{run.relay.corrupted} datagrams corrupted, no payload"
+
+
+def went_over_ipv6(run: Run) -> str:
+    """Both ends are IPv6 addresses."""
+    local, peer = run.report.local_address, run.report.peer_address
+    assert local is not None
+    assert peer is not None
+    assert local[0] == peer[0] == "::1"
+    assert {host for host, _ in run.client_addresses} == {"::1"}
+    return f"[{local[0]}] to [{peer[0]}]"
+
+
+async def nat_rebinds_port(run: Run) -> None:
+    """The client's address towards the broker gets another port, and once more."""
+    run.relay.rebind()
+    await run.session.ping()
+    run.relay.rebind()
+
+
+async def nat_rebinds_address(run: Run) -> None:
+    """It gets another address altogether."""
+    run.relay.rebind("127.0.0.2")
+
+
+def was_rebound(run: Run) -> str:
+    """The broker follows the client to where it is now, on the same connection."""
+    seen = run.relay.clients_as_seen
+    assert len(set(seen)) == len(seen) > 1
+    assert run.client_addresses == {seen[-1]}
+    assert run.listener.accepted == 1
+    hosts = " then ".join(dict.fromkeys(host for host, _ in seen))
+    return f"{len(seen)} ports at {hosts}; one connection"

@@ -1,0 +1,68 @@
+"""The QUIC interop runner's scenarios, MQTT edition: each one carries messages at QoS 1 and 2 through a bad relay.
+
+In every one all acknowledged messages are delivered, none of them twice at QoS 2; and what the scenario is about really
+happened. Each reads like a row.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers.lossy import Ills
+from tests.scenarios import happening as it
+from tests.scenarios.matrix import ROWS, Row
+from tests.scenarios.scenario import Scenario, run
+
+LARGE_CHAIN = tuple(f"host-{n:03}.a-rather-long-name-for-a-broker.example" for n in range(150))
+"""Names that make the certificate larger than a server may send to an address it does not know."""
+
+SCENARIOS = (
+    Scenario(name="handshake", what="nothing", happened=it.plain_handshake),
+    Scenario(
+        name="longrtt", what="300 ms round trip", relay={"delay": 0.15}, window=200, happened=it.took_long_round_trips
+    ),
+    Scenario(
+        name="blackhole", what="nothing passes for 1.5 s", during=it.goes_dark, happened=it.was_dark,
+    ),
+    Scenario(
+        name="amplificationlimit",
+        what="8 KiB certificate; the client's datagrams 2 to 7 are lost",
+        relay={"lost_to_server": range(2, 8), "delay": 0.015},
+        broker={"server_names": LARGE_CHAIN},
+        happened=it.server_kept_to_three_times,
+    ),
+    Scenario(
+        name="handshakeloss",
+        what="8 connections, 30 % of their first 10 datagrams each way are lost",
+        ills=Ills(drop=0.3), relay={"only_first": 10, "seed": 3}, sessions=8, each=40, happened=it.lost_datagrams,
+    ),
+    Scenario(
+        name="transferloss",
+        what="5 % of datagrams lost, 3 % reordered",
+        ills=Ills(drop=0.05, reorder=0.03), relay={"delay": 0.005}, happened=it.lost_datagrams,
+    ),
+    Scenario(
+        name="handshakecorruption",
+        what="8 connections, 30 % of their first 10 datagrams each way are corrupted",
+        ills=Ills(corrupt=0.3), relay={"only_first": 10, "seed": 5}, sessions=8, each=40,
+        happened=it.corrupted_datagrams,
+    ),
+    Scenario(
+        name="transfercorruption",
+        what="5 % of datagrams corrupted",
+        ills=Ills(corrupt=0.05), relay={"delay": 0.005}, happened=it.corrupted_datagrams,
+    ),
+    Scenario(name="ipv6", what="::1", broker={"host": "::1"}, happened=it.went_over_ipv6),
+    Scenario(
+        name="rebind-port", what="a NAT gives a new port, twice", during=it.nat_rebinds_port, happened=it.was_rebound
+    ),
+    Scenario(
+        name="rebind-addr", what="a NAT gives a new address", during=it.nat_rebinds_address, happened=it.was_rebound
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+async def test_scenario(scenario: Scenario, pytestconfig: pytest.Config) -> None:
+    this, happened = await run(scenario)
+    pytestconfig.stash.setdefault(ROWS, []).append(Row.of(this, happened))
