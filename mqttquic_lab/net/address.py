@@ -215,6 +215,16 @@ def is_ip_address(host: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an IP address (also an IPv4-mapped IPv6 one) is of this machine's loopback."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
 async def resolve(
     host: str, port: int, *, kind: socket.SocketKind = socket.SOCK_STREAM
 ) -> list[tuple[socket.AddressFamily, SocketAddress]]:

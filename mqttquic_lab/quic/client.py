@@ -7,20 +7,21 @@ import dataclasses
 import errno
 import socket
 import ssl
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from aioquic.quic.configuration import QuicConfiguration
 
 from mqttquic_lab.errors import ConnectError, ConnectTimeoutError, UnreachableError, UsageError
 from mqttquic_lab.net.address import host_port, resolve
-from mqttquic_lab.quic import private
+from mqttquic_lab.quic import applied, private
 from mqttquic_lab.quic import report as facts
 from mqttquic_lab.quic.connection import QuicConnection
-from mqttquic_lab.quic.endpoint import Endpoint
 from mqttquic_lab.quic.flights import FlightRecorder
+from mqttquic_lab.quic.knobs import Knobs
+from mqttquic_lab.quic.migration import Mover, first_path
 from mqttquic_lab.quic.private import Engine
 from mqttquic_lab.quic.reasons import CloseInfo, handshake_failed
+from mqttquic_lab.quic.resumption import resumption
 from mqttquic_lab.quic.tracing import QuicTracer
 from mqttquic_lab.quic.tuning import tuning_named
 from mqttquic_lab.records.handshake import HandshakeReport
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 
     from mqttquic_lab.net.address import Address, SocketAddress
     from mqttquic_lab.net.certificates import Trust
+    from mqttquic_lab.quic.tickets import TicketStore
     from mqttquic_lab.quic.tuning import Tuning
+
+DEFAULT_KNOBS = Knobs()
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for name resolution and handshake together."""
@@ -64,41 +68,6 @@ _UNREACHABLE = {
 }
 
 
-class TicketStore:
-    """Session tickets in memory, for resumption (RFC 8446 section 4.6.1). Each is used once.
-
-    A ticket is proof that its server's certificate was verified, so it only serves the same name, protocols and
-    trust that it was obtained with.
-
-    Parameters
-    ----------
-    capacity : int
-        Tickets kept; the oldest are dropped.
-    """
-
-    def __init__(self, capacity: int = 64) -> None:
-        self._capacity = capacity
-        self._tickets: OrderedDict[tuple[object, ...], SessionTicket] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._tickets)
-
-    def __repr__(self) -> str:
-        return f"<TicketStore of {len(self)}>"
-
-    def put(self, key: tuple[object, ...], ticket: SessionTicket) -> None:
-        """Keep a ticket, instead of an older one for the same key."""
-        self._tickets.pop(key, None)
-        self._tickets[key] = ticket
-        while len(self._tickets) > self._capacity:
-            self._tickets.popitem(last=False)
-
-    def take(self, key: tuple[object, ...]) -> SessionTicket | None:
-        """Return a valid ticket and forget it."""
-        ticket = self._tickets.pop(key, None)
-        return ticket if ticket is not None and ticket.is_valid else None
-
-
 async def open_quic(
     address: Address,
     *,
@@ -110,8 +79,10 @@ async def open_quic(
     idle_timeout: float = IDLE_TIMEOUT,
     local_address: tuple[str, int] | None = None,
     keep_alive: bool = True,
+    knobs: Knobs = DEFAULT_KNOBS,
     tickets: TicketStore | None = None,
     early_data: bytes = b"",
+    early_content: Sequence[str] = (),
     report: HandshakeReport | None = None,
 ) -> QuicConnection:
     """Connect to a QUIC server and complete the handshake.
@@ -137,11 +108,16 @@ async def open_quic(
         Address to send from.
     keep_alive : bool
         Send a PING when nothing was heard for a third of the idle timeout.
+    knobs : Knobs
+        QUIC version, cipher suites, key-exchange groups and congestion controller.
     tickets : TicketStore, optional
         Makes resumption possible: where tickets are taken from and kept.
     early_data : bytes
         Written to the control stream first. Leaves in 0-RTT packets if a ticket allows it - and can then be replayed
-        by an attacker (RFC 9001 section 9.2) - else right after the handshake.
+        by an attacker (RFC 9001 section 9.2) - else right after the handshake. What a server does not take, and what
+        a Retry makes void, the engine sends again: it arrives once.
+    early_content : sequence of str
+        What that is, for the ladder: ``("CONNECT",)``. With it the milestone ``"connect_sent"`` is noted, too.
     report : HandshakeReport, optional
         The report to fill; it is also filled as far as possible when this fails.
 
@@ -176,8 +152,10 @@ async def open_quic(
         idle_timeout=idle_timeout,
         local_address=local_address,
         keep_alive=keep_alive,
+        knobs=knobs,
         tickets=tickets,
         early_data=early_data,
+        early_content=tuple(early_content),
         report=report,
         anchors=facts.anchors(trust) if trust.verify else {},
     )
@@ -205,12 +183,24 @@ class _Attempt:
     idle_timeout: float
     local_address: tuple[str, int] | None
     keep_alive: bool
+    knobs: Knobs
     tickets: TicketStore | None
-    early_data: bytes
+    early_data: bytes = dataclasses.field(repr=False)
+    early_content: tuple[str, ...]
     report: HandshakeReport
-    anchors: dict[str, Any]
+    anchors: dict[str, Any] = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
+        self.committed = False
+        self.resumption = resumption(
+            self.tickets,
+            self.address,
+            name=self.trust.server_name or self.address.host.partition("%")[0],
+            alpn=self.alpn,
+            anchors=self.anchors,
+            verify=self.trust.verify,
+            knobs=self.knobs,
+        )
         self.name = self.trust.server_name or self.address.host.partition("%")[0]
         self.where = host_port(self.address.host, self.address.port)
         self.live: list[QuicConnection] = []
@@ -233,14 +223,16 @@ class _Attempt:
                 elif not self.live:
                     assert failure is not None
                     raise failure
-                # Not the next address at once: the first one usually answers (RFC 8305 section 5).
-                await self.wait(STAGGER if waiting else None)
+                # Not the next address at once: the first one usually answers (RFC 8305 section 5). And none beside one
+                # that has had early data: what is in it would happen twice.
+                await self.wait(STAGGER if waiting and not self.committed else None)
                 for connection in tuple(self.live):
                     if connection.is_closed:
                         self.live.remove(connection)
                         reason = self.failed(connection)
                         if not isinstance(reason, UnreachableError):
                             raise reason
+                        self.committed = False
                         failure = failure or reason
                     elif connection.is_established:
                         winner = connection
@@ -308,45 +300,57 @@ class _Attempt:
         """Make the connection and send its first packet."""
         recorder = FlightRecorder()
         tracer = QuicTracer("client", self.trace, recorder)
-        key = (self.address.host, self.address.port, self.name, self.alpn, self.trust.verify, str(self.anchors))
-        ticket = self.tickets.take(key) if self.tickets is not None else None
-        early = bool(self.early_data) and ticket is not None and bool(ticket.max_early_data_size)
-        if ticket is not None and not early:
-            ticket = dataclasses.replace(ticket, max_early_data_size=None)
+        ticket = self.resumption.take() if self.resumption is not None else None
+        early = bool(self.early_data) and ticket is not None and ticket.allows_early_data and not self.live
+        session = ticket.session if ticket is not None else None
+        if session is not None and not early:
+            session = dataclasses.replace(session, max_early_data_size=None)
         configuration = QuicConfiguration(
             is_client=True,
             alpn_protocols=list(self.alpn),
-            congestion_control_algorithm=tuning.congestion_control,
             idle_timeout=self.idle_timeout,
             max_data=CONNECTION_WINDOW,
             max_stream_data=STREAM_WINDOW,
             quic_logger=tracer.logger,
             server_name=self.name,
-            session_ticket=ticket,
+            session_ticket=session,
             verify_mode=None if self.trust.verify else ssl.CERT_NONE,
+            **applied.configuration(self.knobs, tuning),
             **self.anchors,
         )
 
-        def ticket_received(ticket: SessionTicket) -> None:
-            connection.ticket_received(ticket)
-            if self.tickets is not None:
-                self.tickets.put(key, ticket)
+        def ticket_received(session: SessionTicket) -> None:
+            connection.ticket_received(session)
+            if self.resumption is not None:
+                self.resumption.keep(connection, session, ticket)
 
-        endpoint = Endpoint(sock, peer=target)
+        endpoint, path = first_path(sock, target)
 
         def changed(_: QuicConnection) -> None:
             self.changed.set()
 
         def finished(_: QuicConnection) -> None:
-            endpoint.close()
+            mover.close()
+            never_arrived = isinstance(connection.closed.result(), UnreachableError)  # nobody listens there
+            if self.resumption is not None and ticket is not None and never_arrived:
+                self.resumption.give_back(ticket)
             self.changed.set()
 
         connection = QuicConnection(
-            Engine(configuration=configuration, session_ticket_handler=ticket_received),
+            Engine(
+                configuration=configuration,
+                groups=applied.groups(self.knobs),
+                session_ticket_handler=ticket_received,
+            ),
             endpoint,
             role="client",
             tuning=tuning,
-            report=HandshakeReport(url=self.address.url, state="connecting", offered_alpn=self.alpn),
+            report=HandshakeReport(
+                url=self.address.url,
+                state="connecting",
+                offered_alpn=self.alpn,
+                congestion_control=applied.congestion_name(self.knobs, tuning),
+            ),
             trace=self.trace,
             recorder=recorder,
             tracer=tracer,
@@ -354,6 +358,8 @@ class _Attempt:
             on_established=changed,
             on_finished=finished,
         )
+
+        connection.mover = mover = Mover(connection, endpoint, may_follow=tuning.suits)
 
         def socket_failed(error: OSError) -> None:
             # Forged ICMP could close an established connection; QUIC does not trust it (RFC 9000 section 21.1).
@@ -363,13 +369,18 @@ class _Attempt:
 
         endpoint.route = lambda _data, _address: connection
         endpoint.on_error = socket_failed
-        if self.early_data:
+        if early:
+            self.committed = True
             connection.control.write(self.early_data)
-        connection.begin(target, early_data=early)
+        connection.begin(path, early_content=self.early_content if early else None)
         return connection
 
     def established(self, connection: QuicConnection) -> None:
         """Complete the report, and make it the caller's."""
+        if self.early_data and not connection.engine.early_data_offered:
+            # Not before: several addresses may have been tried at the same time, and this is to arrive once.
+            connection.control.write(self.early_data)
+            connection.first_words(self.early_content)
         facts.fill_verification(connection.report, connection.engine, trust=self.trust, name=self.name)
         self.copy_report(connection)
         connection.report = self.report

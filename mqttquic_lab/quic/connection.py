@@ -17,21 +17,24 @@ from aioquic.quic import events
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.tls import HandshakeType
 
-from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError
-from mqttquic_lab.net.stream import Connection, TransportName
-from mqttquic_lab.quic import private
+from mqttquic_lab.errors import DisconnectedError, LabError
+from mqttquic_lab.quic import private, private_paths
 from mqttquic_lab.quic import report as facts
 from mqttquic_lab.quic.endpoint import plain_address
 from mqttquic_lab.quic.flights import message_name
+from mqttquic_lab.quic.movable import Movable
+from mqttquic_lab.quic.paths import Ends, Paths
+from mqttquic_lab.quic.pings import Pings
+from mqttquic_lab.quic.private_keys import handshake_data_waits, key_phase
 from mqttquic_lab.quic.reasons import CloseInfo, disconnected, short_reason
 from mqttquic_lab.quic.table import StreamTable
 from mqttquic_lab.quic.timers import DeadlineTimer, KeepAlive, WriteGatherer
 from mqttquic_lab.trace import CLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from mqttquic_lab.net.stream import ByteStream
+    from mqttquic_lab.net.stream import ByteStream, TransportName
     from mqttquic_lab.quic.endpoint import Datagrams, Endpoint, NetworkAddress
     from mqttquic_lab.quic.flights import FlightRecorder, Side
     from mqttquic_lab.quic.private import Engine, TlsMessage
@@ -50,7 +53,7 @@ MAX_TICKETS = 8
 """Session tickets whose facts are kept in the report."""
 
 
-class QuicConnection(Connection):
+class QuicConnection(Movable):
     """A QUIC connection, client or server side.
 
     Made by :func:`mqttquic_lab.quic.client.open_quic` and :func:`mqttquic_lab.quic.server.listen_quic`.
@@ -63,6 +66,8 @@ class QuicConnection(Connection):
         How it ended: code, reason and side.
     engine : Engine
         The sans-IO engine below; its facts are read through :mod:`mqttquic_lab.quic.private`.
+    paths : Paths
+        Which sockets it uses.
     last_words : list
         The datagrams with our CONNECTION_CLOSE, for a server to repeat (RFC 9000 section 10.2.1).
     trace : Trace
@@ -86,13 +91,14 @@ class QuicConnection(Connection):
         on_established: Callable[[QuicConnection], None],
         on_finished: Callable[[QuicConnection], None],
         on_connection_id: Callable[[QuicConnection, bytes, bool], None] | None = None,
+        on_limited: Callable[[QuicConnection], None] | None = None,
     ) -> None:
         self.role: Side = role
         self.trace = trace
         self.report = report
         self.close_info: CloseInfo | None = None
         self.engine = engine
-        self._endpoint = endpoint
+        self.paths = Paths(engine, endpoint, trace, self._path_changed)
         self._tuning = tuning
         self._tuning_due = False
         self._recorder = recorder
@@ -102,6 +108,8 @@ class QuicConnection(Connection):
         self._on_established: Callable[[QuicConnection], None] | None = on_established
         self._on_finished = on_finished
         self._on_connection_id = on_connection_id
+        self._on_limited = on_limited
+        self._limited_at = 0
         self._loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[LabError | None] = self._loop.create_future()
         self._closing = False
@@ -112,8 +120,7 @@ class QuicConnection(Connection):
         self._confirmed = False
 
         self._last_heard = self._loop.time()
-        self._pings: dict[int, asyncio.Future[None]] = {}
-        self._next_ping = 1
+        self._pings = Pings(self)
         self.datagrams_received = 0
         self.last_words: Datagrams = []
 
@@ -123,6 +130,7 @@ class QuicConnection(Connection):
         self._keep_alive_timer: KeepAlive | None = None
         self._table = StreamTable(self, engine)
         engine.on_message = self._tls_message
+        engine.on_key_update = self._keys_updated
         super().__init__()
         self.control = self._table.control
 
@@ -141,7 +149,7 @@ class QuicConnection(Connection):
     @property
     def local_address(self) -> tuple[str, int]:
         """Our own address now."""
-        return self._endpoint.local_address_towards(self.engine.get_peer_address())
+        return self.paths.local_address
 
     @property
     def is_closed(self) -> bool:
@@ -152,6 +160,11 @@ class QuicConnection(Connection):
     def is_established(self) -> bool:
         """Whether the handshake is complete (RFC 9001 section 4.1.1)."""
         return self._handshake_complete
+
+    @property
+    def is_early(self) -> bool:
+        """Whether what is delivered now is 0-RTT data, which may be a replay until the handshake is complete."""
+        return self.role == "server" and not self._handshake_complete
 
     @property
     def congestion_window(self) -> int:
@@ -170,6 +183,7 @@ class QuicConnection(Connection):
             report.local_address = self.local_address
             report.peer_address = self.peer_address
         report.rtt = self.engine.rtt.info or report.rtt
+        report.key_phase = key_phase(self.engine) if not self.is_closed else report.key_phase
         if self._tracer is not None:
             self._tracer.flush()
             report.flights = self._recorder.flights(self.started)
@@ -258,12 +272,26 @@ class QuicConnection(Connection):
 
     # --- work
 
-    def begin(self, address: NetworkAddress, *, early_data: bool = False) -> None:
-        """Send the first packet (client side); `early_data`: what was written so far may leave as 0-RTT data."""
-        self.engine.early_data_offered = early_data
+    def begin(self, address: NetworkAddress, *, early_content: Sequence[str] | None = None) -> None:
+        """Send the first packet (client side).
+
+        Parameters
+        ----------
+        address : address
+            Where to.
+        early_content : sequence of str, optional
+            What was written so far leaves as 0-RTT data; these are its names for the ladder, if it has any.
+        """
+        self.engine.early_data_offered = early_content is not None
         self.engine.connect(address, now=self._loop.time())
         self._begin_report()
+        self.first_words(early_content or ())
         self.transmit()
+
+    def first_words(self, content: Sequence[str]) -> None:
+        """Note that `content` was written first, and is about to leave."""
+        for name in content:
+            self.mark("connect_sent", name)
 
     def _begin_report(self) -> None:
         self._begun = True
@@ -293,6 +321,7 @@ class QuicConnection(Connection):
         if private.close_event(self.engine) is not None:
             self._terminated()
             return
+        self.paths.check()
         self._moved.set()
         self._moved.clear()
         self.transmit()
@@ -302,8 +331,9 @@ class QuicConnection(Connection):
         self._gatherer.transmitting()
         if self.closed.done():
             return
-        if self._endpoint.blocked:
-            self._endpoint.when_writable(self)
+        endpoint = self.paths.endpoint
+        if endpoint.blocked:
+            endpoint.when_writable(self)
             return
         if self._tracer is not None and self._tap_on != self._tap_wanted:
             self._switch_tap()
@@ -316,15 +346,28 @@ class QuicConnection(Connection):
             return
         if datagrams:
             self._gatherer.sent(now)
-            self._endpoint.send(datagrams)
+            self.paths.send(datagrams)
             if self.closed.done():
                 return
             if self._on_connection_id is not None:
                 self._deliver_events()  # new connection ids must be routed before the peer can use them
             if self._tuning_due:
                 self._apply_tuning()
+        if self._on_limited is not None and not self._handshake_complete:
+            self._look_at_limit()
         self._table.forget_finished()
         self._timer.arm()
+
+    def _look_at_limit(self) -> None:
+        """Note that a server may send no more before its client shows that the address is its own."""
+        sums = private_paths.unvalidated_bytes(self.engine) if self.engine.get_peer_address() else None
+        if sums is None or sums[0] == self._limited_at or not handshake_data_waits(self.engine):
+            return
+        first = not self._limited_at
+        self._limited_at = sums[0]
+        self.trace.emit("quic", "amplification_limited", received=sums[0], sent=sums[1], limit=3 * sums[0])
+        if first and self._on_limited is not None:
+            self._on_limited(self)
 
     def _deliver_events(self) -> None:
         """Hand the engine's events to whom they concern; runs of data for one stream as one piece."""
@@ -376,9 +419,7 @@ class QuicConnection(Connection):
         elif isinstance(event, events.StopSendingReceived):
             self._table.was_stopped(event.stream_id, event.error_code)
         elif isinstance(event, events.PingAcknowledged):
-            waiter = self._pings.pop(event.uid, None)
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+            self._pings.acknowledged(event.uid)
         elif isinstance(event, events.HandshakeCompleted):
             self._handshake_is_complete(event)
 
@@ -406,7 +447,9 @@ class QuicConnection(Connection):
             report.early_data = "accepted"
         elif self.engine.early_data_offered:
             report.early_data = "rejected"
+            self._recorder.void_early_data()
         report.state = "connected"
+        report.idle_timeout = private.idle_timeout(self.engine)
         facts.fill_handshake(report, self.engine)
         self._tuning_due = True
         self._start_keep_alive()
@@ -415,6 +458,8 @@ class QuicConnection(Connection):
     def _handshake_is_confirmed(self) -> None:
         self._confirmed = True
         self.report.timings["handshake_confirmed"] = CLOCK() - self.started
+        if self.mover is not None:
+            self.mover.confirmed()
 
     def _tell_established(self) -> None:
         tell, self._on_established = self._on_established, None
@@ -481,25 +526,34 @@ class QuicConnection(Connection):
         DisconnectedError
             The connection ended, or has ended.
         """
-        if self.is_closed:
-            raise self.closed.result() or DisconnectedError("the connection is closed")
-        uid = self._next_ping
-        self._next_ping += 1
-        waiter = self._pings[uid] = self._loop.create_future()
-        begun = CLOCK()
-        self.engine.send_ping(uid)
-        self.transmit()
-        try:
-            async with asyncio.timeout(timeout):
-                await asyncio.wait((waiter, self.closed), return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            raise OperationTimeoutError(f"no answer to a QUIC PING within {timeout:g} s") from None
-        finally:
-            self._pings.pop(uid, None)
-            waiter.cancel()
-        if self.is_closed:
-            raise self.closed.result() or DisconnectedError("the connection was closed")
-        return CLOCK() - begun
+        return await self._pings.ping(timeout)
+
+    async def update_keys(self, timeout: float = 5.0) -> int:
+        """Update the packet protection keys (RFC 9001 section 6) and return the new key phase, 0 or 1.
+
+        Returns when the peer has acknowledged a packet under the new keys.
+
+        Raises
+        ------
+        OperationTimeoutError
+            No acknowledgement within `timeout` seconds.
+        DisconnectedError
+            The connection ended, or has ended.
+        """
+        return await self._pings.update_keys(timeout)
+
+    def _keys_updated(self, trigger: str) -> None:
+        self.report.key_updates += 1
+        self.trace.emit(
+            "quic",
+            "key_phase_updated",
+            by_peer=trigger == "remote_update",
+            count=self.report.key_updates,
+        )
+
+    def _path_changed(self, old: Ends, new: Ends) -> None:
+        if old.peer != new.peer:
+            self.call(self.on_migrated, old.peer, new.peer)
 
     # --- the end
 
@@ -550,7 +604,7 @@ class QuicConnection(Connection):
         except Exception:
             logger.exception("CONNECTION_CLOSE could not be built")
             self.last_words = []
-        self._endpoint.send(self.last_words)
+        self.paths.endpoint.send(self.last_words)
 
     def _terminated(self) -> None:
         """End because the engine did: the peer closed, an error was found, or the idle timeout passed."""
@@ -588,13 +642,14 @@ class QuicConnection(Connection):
         self.report.state = "closed" if established else "failed"
         self.report.error = str(result) if result is not None else None
         self.close_info = info
+        self.report.closed_with = info.sentence()
         self.closed.set_result(result)
         self._timer.cancel()
         if self._keep_alive_timer is not None:
             self._keep_alive_timer.cancel()
         self._table.connection_over()
         self._moved.set()
-        self._endpoint.forget(self)
+        self.paths.forget(self)
         self.trace.emit(
             "quic",
             "connection_closed",

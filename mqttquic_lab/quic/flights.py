@@ -80,6 +80,7 @@ class FlightRecorder:
     def __init__(self) -> None:
         self._flights: list[_Open] = []
         self._expected: dict[Side, list[str]] = {"client": [], "server": []}
+        self._early: list[str] = []
         self._frozen = False
         self._packets = 0
         self._named: _Open | None = None
@@ -108,11 +109,14 @@ class FlightRecorder:
             self._frozen = True
         kinds = set(frames)
         if packet_type in ("retry", "version_negotiation"):
+            self.void_early_data()
             flight = self._add(sender, time)
             flight.hello = True
             flight.content.append(PACKET_TYPES[packet_type])
         elif "stream" in kinds:
             flight = self._application(sender, packet_type, time)
+            if packet_type == "0RTT":
+                self._early += self._expected[sender]
             self._fulfil(flight)
         elif "crypto" in kinds or "handshake_done" in kinds:
             before_finish = packet_type == "initial" or (packet_type == "handshake" and sender == "server")
@@ -150,6 +154,11 @@ class FlightRecorder:
                     self._named = flight
                     return
         self._expected[sender].append(name)
+
+    def void_early_data(self) -> None:
+        """Note that what was in 0-RTT packets is sent again: the server did not take it, or asked for a Retry."""
+        self._expected["client"][:0] = self._early
+        self._early.clear()
 
     def freeze(self) -> None:
         """Stop recording: the handshake's story is told, and ends with the flight named last by :meth:`content`."""

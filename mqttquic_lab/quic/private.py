@@ -1,7 +1,8 @@
 """The only module that touches names which aioquic does not document.
 
 aioquic 1.7 gives a sans-IO QUIC engine, but many facts of a connection and a few necessary repairs can only be had
-through its private attributes. They all stand here, each behind a small function or method with a plain name, and
+through its private attributes. They all stand here (those of paths in ``private_paths.py``, those of keys in
+``private_keys.py``), each behind a small function or method with a plain name, and
 ``tests/quic/test_private_names.py`` fails as soon as a release renames one.
 
 :class:`Engine` is aioquic's connection with these changes:
@@ -10,11 +11,14 @@ through its private attributes. They all stand here, each behind a small functio
 - it grants flow-control credit for what the application has *taken*, not for what arrived, so that a receiver that
   stops reading stops the peer (RFC 9000 section 4.1);
 - after a Retry it sends the same ClientHello again (RFC 9000 section 17.2.5.3) and does not lose what had been sent
-  in 0-RTT packets;
+  in 0-RTT packets; neither does it when the server refuses early data;
 - a peer that announces an idle timeout of zero has none;
 - it measures round-trip times below a millisecond;
-- it offers key shares for X25519, P-256 and P-384 only: X448 costs more than the three together and no broker asks;
-- a server may offer resumption without accepting 0-RTT data.
+- it offers key shares for X25519, P-256 and P-384 unless told otherwise: X448 costs more than the three together and
+  no broker asks;
+- a server may resume without accepting 0-RTT data, and decides that for each ticket;
+- a server may announce a preferred address, and ask its clients not to migrate;
+- an address that was validated by a Retry token counts as validated (RFC 9000 section 8.1.2).
 """
 
 # ruff: noqa: SLF001 - reading private names is what this module is for
@@ -23,29 +27,35 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from aioquic import tls
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # public, but not in its __all__
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE
-from aioquic.quic.connection import QuicConnection, QuicConnectionState
+from aioquic.quic.connection import QuicConnection, QuicConnectionId, QuicConnectionState
 from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.events import ConnectionIdIssued
 from aioquic.quic.packet import (
     QuicFrameType,
     QuicPacketType,
+    QuicPreferredAddress,
     QuicProtocolVersion,
     pull_quic_transport_parameters,
+    push_quic_transport_parameters,
 )
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 
+from mqttquic_lab.quic.private_keys import early_data_decided
 from mqttquic_lab.quic.rtt import RttEstimator
+from mqttquic_lab.quic.ticket_offer import TicketOffer, ticket_offer
 from mqttquic_lab.trace import CLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from aioquic.quic.configuration import QuicConfiguration
+    from aioquic.quic.connection import NetworkAddress, QuicNetworkPath
     from aioquic.quic.events import ConnectionTerminated
     from aioquic.quic.logger import QuicLoggerTrace
     from aioquic.quic.packet import QuicHeader, QuicTransportParameters
@@ -91,11 +101,28 @@ class TlsMessage:
     sender: Literal["client", "server"]
     type: int
     size: int
-    raw: bytes
+    raw: bytes = field(repr=False)
 
 
-def _no_message(_: TlsMessage) -> None:
-    """Nobody listens to TLS messages yet."""
+@dataclass(frozen=True, slots=True)
+class PathAnnouncement:
+    """What a server tells about paths in its transport parameters (RFC 9000 section 18.2).
+
+    Attributes
+    ----------
+    disable_active_migration : bool
+        Clients are asked to stay where they are.
+    ipv4, ipv6 : tuple of str and int, optional
+        The server's preferred address (section 9.6).
+    """
+
+    disable_active_migration: bool = False
+    ipv4: tuple[str, int] | None = None
+    ipv6: tuple[str, int] | None = None
+
+
+def _ignore(*_: object) -> None:
+    """Nobody listens yet."""
 
 
 class Engine(QuicConnection):
@@ -108,6 +135,13 @@ class Engine(QuicConnection):
         unread, per stream and in total.
     accept_early_data : bool
         Server only: whether tickets allow 0-RTT data.
+    announcement : PathAnnouncement
+        Server only: what the client is told about paths.
+    groups : sequence of Group
+        Key-exchange groups, most wanted first; empty for the usual ones.
+    address_validated : bool
+        Server only: whether the client has proved its address with a token, so that the limit of three times what it
+        has sent does not apply.
     on_message : callable(TlsMessage)
         Called with every TLS message as it passes.
     options
@@ -123,6 +157,16 @@ class Engine(QuicConnection):
         Bytes of all streams that readers have taken or that never will be (after a reset).
     rtt : RttEstimator
         Round-trip times, unrounded.
+    offer : TicketOffer
+        Server only: what the ClientHello offered.
+    admit_early_data : bool
+        Server only: whether this connection's 0-RTT data is taken. May be changed while the ticket is fetched.
+    on_early_data : callable(bool)
+        Server only: told once, when 0-RTT data was offered with a good ticket, whether it is taken.
+    on_key_update : callable(str)
+        Told of each key update (RFC 9001 section 6): ``"local_update"`` or ``"remote_update"``.
+    first_version : int or None
+        Version of the client's first packet.
     """
 
     def __init__(
@@ -130,51 +174,75 @@ class Engine(QuicConnection):
         *,
         configuration: QuicConfiguration,
         accept_early_data: bool = False,
-        on_message: Callable[[TlsMessage], None] = _no_message,
+        announcement: PathAnnouncement | None = None,
+        groups: Sequence[tls.Group] = (),
+        address_validated: bool = False,
+        on_message: Callable[[TlsMessage], None] = _ignore,
         **options: Any,
     ) -> None:
         self.transcript: list[TlsMessage] = []
         self.held: dict[int, int] = {}
         self.consumed = 0
         self.on_message = on_message
-        self.accept_early_data = accept_early_data
+        self.on_early_data: Callable[[bool], None] = _ignore
+        self.on_key_update: Callable[[str], None] = _ignore
+        self.accept_early_data = self.admit_early_data = accept_early_data
+        self.groups = tuple(groups)
+        self.address_validated = address_validated
+        self.offer = TicketOffer()
+        self.first_version: int | None = None
+        self._retries_done = 0
         self.stream_window = configuration.max_stream_data
         self.connection_window = configuration.max_data
         self.early_data_offered = False
         self.rtt = RttEstimator()
+        self._announcement = announcement
+        self._preferred: QuicPreferredAddress | None = None
         super().__init__(configuration=configuration, **options)
         self._measure_rtt()
 
     def _measure_rtt(self) -> None:
         """Feed our own estimator: aioquic's rounds up to a millisecond."""
         estimator, loss = self.rtt, self._loss
-        handle_ack, take_sample = loss.on_ack_received, loss._cc.on_rtt_measurement
+        handle_ack = loss.on_ack_received
 
         def on_ack_received(*, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace) -> None:
             estimator.ack_delay = min(ack_delay, loss.max_ack_delay)
             handle_ack(ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space)
 
+        loss.on_ack_received = on_ack_received  # type: ignore[method-assign]
+        self.watch_controller()
+
+    def watch_controller(self) -> None:
+        """Take round-trip times from the congestion controller, which has just been made."""
+        estimator, controller = self.rtt, self._loss._cc
+        take_sample = controller.on_rtt_measurement
+
         def on_rtt_measurement(*, now: float, rtt: float) -> None:
             estimator.sample(rtt)
             take_sample(now=now, rtt=rtt)
 
-        loss.on_ack_received = on_ack_received  # type: ignore[method-assign]
-        loss._cc.on_rtt_measurement = on_rtt_measurement  # type: ignore[method-assign]
+        controller.on_rtt_measurement = on_rtt_measurement  # type: ignore[method-assign]
 
     # --- TLS
 
     def _initialize(self, peer_cid: bytes) -> None:
+        if self.first_version is None:
+            self.first_version = self._version
         if self._spaces:
             self._forget_first_flight()
-            if self._retry_count and not self._version_negotiated_incompatible:
+            if self._retry_count > self._retries_done:
+                self._retries_done = self._retry_count
                 self._renew_initial_keys(peer_cid)
                 return
+            # Version negotiation: a ticket is of the version that it was issued under (RFC 9369 section 5).
+            self._configuration.session_ticket = None
         super()._initialize(peer_cid)
         context = self.tls
-        if self._is_client:
-            supported = context._supported_groups
-            context._supported_groups = [group for group in OFFERED_GROUPS if group in supported]
-        elif not self.accept_early_data:
+        if self.groups or self._is_client:
+            supported = (*context._supported_groups, tls.Group.SECP521R1)
+            context._supported_groups = [group for group in self.groups or OFFERED_GROUPS if group in supported]
+        if not self._is_client and not self.accept_early_data:
             context._max_early_data = None
         inner = context._handle_reassembled_message
 
@@ -184,10 +252,6 @@ class Engine(QuicConnection):
             inner(message_type=message_type, input_buf=input_buf, output_buf=output_buf)
 
         context._handle_reassembled_message = record_and_handle  # type: ignore[method-assign]
-        if context.get_session_ticket_cb is not None and not self.accept_early_data:
-            fetch = context.get_session_ticket_cb
-            # Our tickets allow no early data. Who offers it all the same gets a full handshake.
-            context.get_session_ticket_cb = lambda ticket: None if self.early_data_offered else fetch(ticket)
 
     def _forget_first_flight(self) -> None:
         """Give back what a Retry or a version negotiation makes void: bytes in flight, and data to send again."""
@@ -217,11 +281,78 @@ class Engine(QuicConnection):
 
     def _record_message(self, sender: Literal["client", "server"], message_type: int, raw: bytes) -> None:
         if sender == "client" and message_type == tls.HandshakeType.CLIENT_HELLO and not self._is_client:
-            self.early_data_offered = _offers_early_data(raw)
+            self.offer = ticket_offer(raw)
+            self.early_data_offered = self.offer.early_data
         if len(self.transcript) < MAX_TRANSCRIPT:
             message = TlsMessage(CLOCK(), sender, message_type, len(raw), raw if message_type in _KEPT_RAW else b"")
             self.transcript.append(message)
             self.on_message(message)
+
+    # --- paths (RFC 9000 sections 9.6 and 18.2)
+
+    def _serialize_transport_parameters(self) -> bytes:
+        data = super()._serialize_transport_parameters()
+        announcement = self._announcement
+        if announcement is None:
+            return data
+        parameters = pull_quic_transport_parameters(Buffer(data=data))
+        parameters.disable_active_migration = announcement.disable_active_migration
+        if announcement.ipv4 is not None or announcement.ipv6 is not None:
+            if self._preferred is None:  # version negotiation may bring us here a second time
+                issued = self._issue_connection_id()
+                self._preferred = QuicPreferredAddress(
+                    announcement.ipv4, announcement.ipv6, issued.cid, issued.stateless_reset_token
+                )
+            parameters.preferred_address = self._preferred
+        buffer = Buffer(capacity=len(data) + 256)
+        push_quic_transport_parameters(buffer, parameters)
+        return buffer.data
+
+    def _issue_connection_id(self) -> QuicConnectionId:
+        """Return a connection id that is told to the peer elsewhere than in NEW_CONNECTION_ID."""
+        issued = QuicConnectionId(
+            cid=os.urandom(self._configuration.connection_id_length),
+            sequence_number=self._host_cid_seq,
+            stateless_reset_token=os.urandom(16),
+            was_sent=True,
+        )
+        self._host_cid_seq += 1
+        self._host_cids.append(issued)
+        self._events.append(ConnectionIdIssued(connection_id=issued.cid))
+        return issued
+
+    # --- early data
+
+    def _update_traffic_key(
+        self, direction: tls.Direction, epoch: tls.Epoch, cipher_suite: tls.CipherSuite, secret: bytes
+    ) -> None:
+        if epoch is tls.Epoch.ZERO_RTT and direction is tls.Direction.DECRYPT:
+            # The ticket is good. Without keys 0-RTT packets are dropped, and EncryptedExtensions, written after this,
+            # says so (RFC 8446 section 4.2.10); resumption goes on.
+            self.on_early_data(self.admit_early_data)
+            if not self.admit_early_data:
+                self.tls.early_data_accepted = False
+                return
+        super()._update_traffic_key(direction, epoch, cipher_suite, secret)
+
+    def _alpn_handler(self, alpn_protocol: str) -> None:
+        super()._alpn_handler(alpn_protocol)
+        if self._is_client and self.early_data_offered:
+            early_data_decided(self, accepted=self.tls.early_data_accepted)
+
+    # --- keys and paths
+
+    def _log_key_updated(self, key_type: str, trigger: str) -> None:
+        super()._log_key_updated(key_type, trigger)
+        # Told for both directions; one of them is enough.
+        if trigger != "tls" and key_type == "client_1rtt_secret":
+            self.on_key_update(trigger)
+
+    def _find_network_path(self, addr: NetworkAddress) -> QuicNetworkPath:
+        path = super()._find_network_path(addr)
+        if self.address_validated and not self._network_paths:
+            path.is_validated = True
+        return path
 
     # --- time
 
@@ -279,13 +410,6 @@ class Engine(QuicConnection):
                     builder.quic_logger_frames.append(
                         self._quic_logger.encode_connection_limit_frame(frame_type=kind.frame_type, maximum=kind.value)
                     )
-
-
-def _offers_early_data(client_hello: bytes) -> bool:
-    try:
-        return tls.pull_client_hello(Buffer(data=client_hello)).early_data
-    except (ValueError, tls.Alert):
-        return False  # malformed: aioquic is about to refuse it
 
 
 # --- how a connection ends

@@ -43,6 +43,9 @@ _CERTIFICATE_ALERTS = frozenset(
 
 _NO_APPLICATION_PROTOCOL = QuicErrorCode.CRYPTO_ERROR + AlertDescription.no_application_protocol
 
+_NO_COMMON_VERSION = "Could not find a common protocol version"
+_HANDSHAKE_FAILURE = QuicErrorCode.CRYPTO_ERROR + AlertDescription.handshake_failure
+
 IDLE_TIMEOUT = "Idle timeout"
 """Reason phrase by which aioquic tells that nothing was heard for the idle timeout."""
 
@@ -86,6 +89,8 @@ class CloseInfo:
 
     def sentence(self) -> str:
         """Say who closed and why."""
+        if not self.by_peer and self.reason == IDLE_TIMEOUT:
+            return "nothing was heard from the peer for the QUIC idle timeout"
         who = "the peer" if self.by_peer else "this side"
         reason = f": {self.reason}" if self.reason else ""
         return f"{who} closed the connection with {self.code_text}{reason}"
@@ -139,7 +144,12 @@ def handshake_failed(
         return ConnectTimeoutError(f"{where} stopped answering during the handshake")
     if not info.application and info.error_code == QuicErrorCode.CONNECTION_REFUSED:
         return HandshakeError(f"{where} refuses connections now: {info.reason or 'it is probably overloaded'}")
-    return HandshakeError(f"the handshake with {where} failed: {info.sentence()}")
+    hint = ""
+    if not info.by_peer and info.reason == _NO_COMMON_VERSION:
+        hint = " (the server said which QUIC versions it speaks: try another quic_version)"
+    elif not info.application and info.error_code == _HANDSHAKE_FAILURE:
+        hint = " (no cipher suite or key-exchange group in common: offer more with cipher_suites and groups)"
+    return HandshakeError(f"the handshake with {where} failed: {info.sentence()}{hint}")
 
 
 def certificate_error(

@@ -49,7 +49,11 @@ def fill_handshake(report: HandshakeReport, engine: Engine) -> None:
         report.tls_version = "TLS 1.3"
         report.cipher_suite = f"TLS_{suite.name}"
     report.retry = private.retried(engine)
-    report.version_negotiated = private.version_negotiated(engine)
+    first = engine.first_version
+    if first is not None:
+        report.first_quic_version = version_name(first)
+        report.version_negotiated = version is not None and version != first
+    report.offered_quic_versions = tuple(version_name(v) for v in engine.configuration.supported_versions)
     for message in engine.transcript:
         _read_message(report, message.type, message.raw)
     for whose, field in (("local", "local_transport_parameters"), ("remote", "remote_transport_parameters")):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,12 +26,15 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from mqttquic_lab.errors import UsageError
 from mqttquic_lab.net.address import host_port
 from mqttquic_lab.net.stream import Listener
-from mqttquic_lab.quic import private
+from mqttquic_lab.quic import applied, private
+from mqttquic_lab.quic.admission import WINDOW, Admission, early_data_policy
 from mqttquic_lab.quic.binding import bind_udp
 from mqttquic_lab.quic.connection import QuicConnection
 from mqttquic_lab.quic.endpoint import Endpoint, EndpointCounters, plain_address
 from mqttquic_lab.quic.flights import FlightRecorder
+from mqttquic_lab.quic.knobs import Knobs
 from mqttquic_lab.quic.limits import ReceiveLimits
+from mqttquic_lab.quic.paths import announcement, further_endpoint
 from mqttquic_lab.quic.private import Engine
 from mqttquic_lab.quic.tracing import QuicTracer
 from mqttquic_lab.quic.tuning import tuning_named
@@ -48,7 +50,9 @@ if TYPE_CHECKING:
 
     from mqttquic_lab.net.certificates import ServerIdentity
     from mqttquic_lab.net.stream import Connection
+    from mqttquic_lab.quic.admission import Policy
     from mqttquic_lab.quic.endpoint import Datagrams, NetworkAddress
+    from mqttquic_lab.quic.private import PathAnnouncement
 
 IDLE_TIMEOUT = 180.0
 """Seconds: three times the usual MQTT keep-alive, for clients that send no QUIC PINGs."""
@@ -73,9 +77,13 @@ async def listen_quic(
     max_connections: int = 1000,
     max_handshakes: int = 256,
     retry: bool | None = None,
-    early_data: bool = False,
+    early_data: bool | Policy = False,
+    early_data_window: float = WINDOW,
     max_tickets: int = 1024,
+    knobs: Knobs | None = None,
     limits: ReceiveLimits | None = None,
+    preferred_address: tuple[str, int] | None = None,
+    disable_active_migration: bool = False,
     trace: Trace | None = None,
 ) -> QuicListener:
     """Accept QUIC connections.
@@ -106,12 +114,22 @@ async def listen_quic(
     retry : bool, optional
         Whether clients must prove their address before anything is kept for them. Default: only while more than half
         of `max_handshakes` are under way.
-    early_data : bool
-        Whether tickets allow 0-RTT data (which can be replayed, RFC 9001 section 9.2).
+    early_data : bool or {"off", "protected", "unprotected"}
+        Whether 0-RTT data is taken (which can be replayed, RFC 9001 section 9.2): True is ``"protected"``, once per
+        ticket and while it is fresh; ``"unprotected"`` takes it every time, for lessons on the loopback only.
+    early_data_window : float
+        Seconds by which the ticket age that a client states may be wrong; else it resumes without early data.
     max_tickets : int
         Session tickets kept; the oldest are dropped. 0: no resumption.
+    knobs : Knobs, optional
+        QUIC versions, cipher suites, key-exchange groups and congestion controller.
     limits : ReceiveLimits, optional
         Streams and bytes that each client may have under way.
+    preferred_address : tuple of str and int, optional
+        Another address to listen on, where clients are asked to go after the handshake (RFC 9000 section 9.6); port 0
+        takes a free one.
+    disable_active_migration : bool
+        Ask clients not to migrate (RFC 9000 section 18.2). Those that do all the same are served.
     trace : Trace, optional
         Receives the QUIC events of all connections. Without it each has a small one of its own, which records
         per-packet events only while its ``detail`` is set.
@@ -126,11 +144,20 @@ async def listen_quic(
     if not alpn:
         raise UsageError("QUIC needs at least one ALPN protocol: alpn=('mqtt',)")
     tuning_named(tuning)
+    knobs = Knobs() if knobs is None else knobs
+    applied.groups(knobs)  # what this machine cannot do is said now
+    policy = early_data_policy(early_data, host)
+    if early_data_window < 0:
+        raise UsageError("early_data_window is seconds, 0 or more")
     sockets = await bind_udp(host, port)
+    preferred: list[socket.socket] = []
     try:
+        if preferred_address is not None:
+            preferred = await bind_udp(*preferred_address)
         return QuicListener(
             host,
             sockets,
+            preferred,
             identity,
             on_connection,
             alpn=tuple(alpn),
@@ -140,13 +167,14 @@ async def listen_quic(
             max_connections=max_connections,
             max_handshakes=max_handshakes,
             retry=retry,
-            early_data=early_data,
-            max_tickets=max_tickets,
+            admission=Admission(max_tickets, policy, early_data_window),
+            knobs=knobs,
             limits=ReceiveLimits() if limits is None else limits,
+            announced=announcement(preferred, disable_active_migration=disable_active_migration),
             trace=trace,
         )
     except BaseException:
-        for sock in sockets:
+        for sock in (*sockets, *preferred):
             sock.close()
         raise
 
@@ -168,12 +196,17 @@ class QuicListener(Listener):
         Retry packets sent.
     version_negotiations : int
         Version Negotiation packets sent.
+    amplification_limited : int
+        Handshakes that had to wait because three times what the client had sent was sent (RFC 9000 section 8.1).
+    admission : Admission
+        Session tickets, and what became of early data.
     """
 
     def __init__(
         self,
         host: str,
         sockets: Sequence[socket.socket],
+        preferred: Sequence[socket.socket],
         identity: ServerIdentity,
         on_connection: Callable[[Connection], None],
         *,
@@ -184,15 +217,17 @@ class QuicListener(Listener):
         max_connections: int,
         max_handshakes: int,
         retry: bool | None,
-        early_data: bool,
-        max_tickets: int,
+        admission: Admission,
+        knobs: Knobs,
         limits: ReceiveLimits,
+        announced: PathAnnouncement | None,
         trace: Trace | None,
     ) -> None:
         self.transport = "quic"
         self.host = host
         self.port = sockets[0].getsockname()[1]
         self.accepted = self.failed = self.refused = self.deferred = self.retries = self.version_negotiations = 0
+        self.amplification_limited = 0
         self._identity = identity
         self._on_connection = on_connection
         self._alpn = alpn
@@ -202,21 +237,21 @@ class QuicListener(Listener):
         self._max_connections = max_connections
         self._max_handshakes = max_handshakes
         self._retry = retry
-        self._early_data = early_data
+        self.admission = admission
+        self._knobs = knobs
         self._limits = limits
+        self._announced = announced
         self._trace = trace
         self._loop = asyncio.get_running_loop()
         self._tokens = QuicRetryTokenHandler()
-        self._tickets: OrderedDict[bytes, SessionTicket] = OrderedDict()
-        self._max_tickets = max_tickets
         self._routes: dict[bytes, QuicConnection] = {}
         self._connections: dict[QuicConnection, _Entry] = {}
         self._handshakes: set[QuicConnection] = set()
         self._farewells: dict[bytes, _Farewell] = {}
         self._closing = False
-        self._versions = QuicConfiguration().supported_versions
+        self._versions = applied.versions(knobs)
         self._cid_length = QuicConfiguration().connection_id_length
-        self._endpoints = [Endpoint(sock) for sock in sockets]
+        self._endpoints = [*map(Endpoint, sockets), *map(further_endpoint, preferred)]
         for endpoint in self._endpoints:
             endpoint.route = partial(self._route, endpoint)
 
@@ -370,20 +405,42 @@ class QuicListener(Listener):
             alpn_protocols=list(self._alpn),
             certificate=self._identity.certificate,
             certificate_chain=list(self._identity.chain),
-            congestion_control_algorithm=tuning.congestion_control,
             idle_timeout=self._idle_timeout,
             max_data=self._limits.connection_window,
             max_stream_data=self._limits.stream_window,
             private_key=self._identity.private_key,
             quic_logger=tracer.logger if tracer is not None else None,
+            **applied.configuration(self._knobs, tuning),
         )
+
+        def take_ticket(_identity: bytes) -> SessionTicket | None:
+            verdict = self.admission.redeem(
+                engine.offer,
+                alpn=engine.tls.alpn_negotiated,
+                version=private.version(engine) or 0,
+                now=self._loop.time(),
+            )
+            engine.admit_early_data = verdict.early_data
+            return verdict.ticket
+
+        def keep_ticket(ticket: SessionTicket) -> None:
+            self.admission.issue(
+                ticket,
+                alpn=engine.tls.alpn_negotiated,
+                version=private.version(engine) or 0,
+                now=self._loop.time(),
+            )
+
         engine = Engine(
             configuration=configuration,
-            accept_early_data=self._early_data,
+            announcement=self._announced,
+            accept_early_data=self.admission.takes_early_data,
+            groups=applied.groups(self._knobs),
+            address_validated=retry_source is not None,
             original_destination_connection_id=original,
             retry_source_connection_id=retry_source,
-            session_ticket_fetcher=self._take_ticket if self._max_tickets else None,
-            session_ticket_handler=self._keep_ticket if self._max_tickets else None,
+            session_ticket_fetcher=take_ticket if self.admission.capacity else None,
+            session_ticket_handler=keep_ticket if self.admission.capacity else None,
         )
         private.limit_streams(engine, self._limits.max_streams_bidi, self._limits.max_streams_uni)
         connection = QuicConnection(
@@ -399,10 +456,10 @@ class QuicListener(Listener):
             on_established=self._established,
             on_finished=self._finished,
             on_connection_id=self._connection_id,
+            on_limited=self._limited,
         )
-        deadline = self._loop.call_later(
-            self._handshake_timeout, connection.abort, "the handshake took too long", QuicErrorCode.CONNECTION_REFUSED
-        )
+        engine.on_early_data = self.admission.early_data_decided
+        deadline = self._loop.call_later(self._handshake_timeout, self._too_slow, connection)
         self._connections[connection] = _Entry({destination, engine.host_cid}, deadline)
         for cid in (destination, engine.host_cid):
             self._routes[cid] = connection
@@ -410,7 +467,9 @@ class QuicListener(Listener):
         return connection
 
     def _established(self, connection: QuicConnection) -> None:
-        self._connections[connection].deadline.cancel()
+        # With early data the handshake is not complete, and if it is a replay never will be: the deadline stands.
+        if connection.is_established:
+            self._connections[connection].deadline.cancel()
         self._handshakes.discard(connection)
         self.accepted += 1
         self._on_connection(connection)
@@ -454,16 +513,12 @@ class QuicListener(Listener):
         for cid in cids:
             self._farewells.pop(cid, None)
 
-    # --- session tickets
+    def _too_slow(self, connection: QuicConnection) -> None:
+        if not connection.is_established:
+            connection.abort("the handshake took too long", QuicErrorCode.CONNECTION_REFUSED)
 
-    def _keep_ticket(self, ticket: SessionTicket) -> None:
-        self._tickets[ticket.ticket] = ticket
-        while len(self._tickets) > self._max_tickets:
-            self._tickets.popitem(last=False)
-
-    def _take_ticket(self, identity: bytes) -> SessionTicket | None:
-        # Single use: a ticket that works twice lets 0-RTT data be replayed (RFC 8446 section 8.1).
-        return self._tickets.pop(identity, None)
+    def _limited(self, _connection: QuicConnection) -> None:
+        self.amplification_limited += 1
 
 
 @dataclass(slots=True)

@@ -7,13 +7,13 @@ datagrams, no pacing, and a window that never exceeds a cap, so that sender and 
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from aioquic.quic.congestion.base import QuicCongestionControl, register_congestion_control
 
 from mqttquic_lab.errors import UsageError
+from mqttquic_lab.net.address import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,16 +76,6 @@ def tuning_named(name: str, peer: str | None = None) -> Tuning:
     if peer is not None and not tuning.suits(peer):
         raise UsageError(f"tuning 'loopback' sends 8 KiB datagrams without pacing: not to {peer}, use 'realistic'")
     return tuning
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an IP address (also an IPv4-mapped IPv6 one) is of this machine's loopback."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
 
 
 class LoopbackCongestionControl(QuicCongestionControl):

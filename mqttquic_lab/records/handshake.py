@@ -119,6 +119,11 @@ class HandshakeReport:
     early_data: Literal["accepted", "rejected", "not offered"] = "not offered"
     retry: bool = False
     version_negotiated: bool = False
+    """Another QUIC version is in use than the client's first packet had."""
+    first_quic_version: str | None = None
+    """Version of the client's first packet."""
+    offered_quic_versions: tuple[str, ...] = ()
+    """Versions the client speaks, most wanted first."""
     tickets: tuple[TicketInfo, ...] = ()
     local_transport_parameters: dict[str, Any] = field(default_factory=dict)
     """RFC 9000 section 18.2 names -> values."""
@@ -132,6 +137,16 @@ class HandshakeReport:
     round_trips: int | None = None
     """Round trips from the first packet to CONNACK, counted in flights (not a division of times)."""
     rtt: RttInfo | None = None
+    congestion_control: str | None = None
+    """``"newreno"``, ``"cubic"``, or the name it was registered by."""
+    idle_timeout: float | None = None
+    """Seconds without a packet after which the connection ends: the smaller of both sides' (RFC 9000 section 10.1)."""
+    key_phase: int | None = None
+    """Key phase in use, 0 or 1 (RFC 9001 section 6)."""
+    key_updates: int = 0
+    """Key updates so far, by either side."""
+    closed_with: str | None = None
+    """Who closed the QUIC connection, with which code and reason."""
 
     mqtt_version: str | None = None
     """``"5.0"`` or ``"3.1.1"``."""

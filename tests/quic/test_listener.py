@@ -17,8 +17,9 @@ from mqttquic_lab.net.address import Address
 from mqttquic_lab.net.certificates import Trust
 from mqttquic_lab.net.stream import Listener
 from mqttquic_lab.quic import client as client_module
-from mqttquic_lab.quic.client import TicketStore, open_quic
+from mqttquic_lab.quic.client import open_quic
 from mqttquic_lab.quic.server import listen_quic
+from mqttquic_lab.quic.tickets import TicketStore
 from tests.helpers.lossy import LossyRelay
 from tests.helpers.quic import HANG, Inbox, connected, echo, serving, settle
 
@@ -270,7 +271,7 @@ async def test_tickets_are_single_use_and_bounded(identities: Identities) -> Non
         for _ in range(4):
             async with connected(server, identities) as (client, _accepted):
                 await settle(lambda client=client: len(client.report.tickets) == 1)  # type: ignore[misc]
-        assert len(server.listener._tickets) == 2
+        assert len(server.listener.admission) == 2
         assert repr(store) == "<TicketStore of 0>"
     async with (
         serving(identities, max_tickets=0) as server,
@@ -309,11 +310,11 @@ async def test_early_data_rejected_is_sent_again(identities: Identities) -> None
         server.on_stream = echo
         store = TicketStore()
         await connect_twice(identities, server, store)
-        server.listener._early_data = False
+        server.listener.admission.policy = "off"
         async with connected(server, identities, tickets=store, early_data=b"CONNECT") as (client, _):
             assert await Inbox(client.control).read(7) == b"CONNECT"
             assert client.report.early_data == "rejected"
-            assert not client.report.resumed
+            assert client.report.resumed
 
 
 async def test_early_data_survives_a_retry(identities: Identities) -> None:

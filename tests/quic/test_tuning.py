@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mqttquic_lab.errors import UsageError
-from mqttquic_lab.quic.tuning import LoopbackCongestionControl, is_loopback, tuning_named
+from mqttquic_lab.net.address import is_loopback
+from mqttquic_lab.quic.tuning import LoopbackCongestionControl, tuning_named
 from tests.helpers.lossy import LossyRelay
 from tests.helpers.quic import Inbox, connected, serving
 
