@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.records.decode import Decode
     from mqttquic_lab.records.log import MessageLog
     from mqttquic_lab.records.message import Message
+    from mqttquic_lab.records.migration import MigrationResult
     from mqttquic_lab.runtime import Runtime
     from mqttquic_lab.session import (
         AsyncFeed,
@@ -358,6 +359,37 @@ class Session:
         """Send PINGREQ and return the seconds until the answer."""
         return self._caller.call(timeout, self._core.ping, timeout=timeout)
 
+    def migrate(
+        self, local: tuple[str, int] | str | None = None, *, force: bool = False, timeout: float | str | None = 5.0
+    ) -> MigrationResult:
+        """Go on from another local address, with everything as it is (QUIC only, RFC 9000 section 9).
+
+        Parameters
+        ----------
+        local : (str, int), str or None
+            IP address of this machine, with a port or without; None for the one that routing chooses now.
+        force : bool
+            Also when the server asks its clients not to migrate.
+        timeout : float, str or None
+            Seconds for all of it.
+
+        Raises
+        ------
+        MigrationError, UsageError, DisconnectedError
+            See :meth:`mqttquic_lab.session.AsyncSession.migrate`.
+        """
+        return self._caller.call(timeout, self._core.migrate, local, force=force, timeout=timeout)
+
+    def rebind(self, *, timeout: float | str | None = 5.0) -> MigrationResult:
+        """Go on from another port, as if a NAT on the way had forgotten the session (QUIC only).
+
+        Raises
+        ------
+        MigrationError, UsageError, DisconnectedError
+            See :meth:`mqttquic_lab.session.AsyncSession.rebind`.
+        """
+        return self._caller.call(timeout, self._core.rebind, timeout=timeout)
+
     def reconnect(self, url: Any = None, *, timeout: float | str | None = 10.0) -> None:
         """Connect anew and go on with the session: one that was lost or closed, or that is to change its transport.
 
@@ -576,6 +608,16 @@ class SessionAio:
     async def ping(self, *, timeout: float | str | None = 10.0) -> float:
         """See :meth:`Session.ping`."""
         return await self._caller.hop(self._core.ping, timeout=timeout)
+
+    async def migrate(
+        self, local: tuple[str, int] | str | None = None, *, force: bool = False, timeout: float | str | None = 5.0
+    ) -> MigrationResult:
+        """See :meth:`Session.migrate`."""
+        return await self._caller.hop(self._core.migrate, local, force=force, timeout=timeout)
+
+    async def rebind(self, *, timeout: float | str | None = 5.0) -> MigrationResult:
+        """See :meth:`Session.rebind`."""
+        return await self._caller.hop(self._core.rebind, timeout=timeout)
 
     async def reconnect(self, url: Any = None, *, timeout: float | str | None = 10.0) -> None:
         """See :meth:`Session.reconnect`."""

@@ -180,12 +180,12 @@ class Connection(ABC):
         """Bring :attr:`report` up to date and return it."""
 
     async def migrate(
-        self, local: tuple[str, int] | str | None = None, *, force: bool = False, timeout: float = 5.0
+        self, local: tuple[str, int] | str | None = None, *, force: bool = False, timeout: float | None = 5.0
     ) -> MigrationResult:
         """Go on from another local address (QUIC only): see :meth:`mqttquic_lab.quic.movable.Movable.migrate`."""
         raise UsageError(f"{_BOUND[self.transport]}: only a session over QUIC can migrate (quic://)")
 
-    async def rebind(self, *, timeout: float = 5.0) -> MigrationResult:
+    async def rebind(self, *, timeout: float | None = 5.0) -> MigrationResult:
         """Go on from another port (QUIC only): see :meth:`mqttquic_lab.quic.movable.Movable.rebind`."""
         raise UsageError(f"{_BOUND[self.transport]}: only a session over QUIC can change its port (quic://)")
 

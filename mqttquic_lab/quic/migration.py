@@ -37,6 +37,9 @@ FIRST_PROBE = 0.2
 PREFERRED_TIMEOUT = 5.0
 """Seconds in which the path to a server's preferred address must be validated."""
 
+PING_TIMEOUT = 5.0
+"""Seconds to wait at most for connection ids that may be on their way."""
+
 LINGER = 0.5
 """Seconds for which the old socket is read at least; else for three probe timeouts."""
 
@@ -87,16 +90,16 @@ class Mover:
 
     # --- migration
 
-    async def migrate(self, local: PlainAddress | str | None, *, force: bool, timeout: float) -> MigrationResult:
+    async def migrate(self, local: PlainAddress | str | None, *, force: bool, timeout: float | None) -> MigrationResult:
         """See :meth:`Movable.migrate`."""
-        deadline = self._loop.time() + timeout
+        name, deadline = local_name(local), self._deadline(timeout)
         async with self._my_turn(deadline, timeout):
             await self._ready(deadline, timeout, force=force)
             address = self._engine.get_peer_address()
             assert address is not None
-            return await self._move("migration", local_name(local), address[:-1], deadline, timeout)
+            return await self._move("migration", name, address[:-1], deadline, timeout)
 
-    async def _ready(self, deadline: float, timeout: float, *, force: bool) -> None:
+    async def _ready(self, deadline: float | None, timeout: float | None, *, force: bool) -> None:
         """Wait until migration is allowed and possible."""
         try:
             async with asyncio.timeout_at(deadline):
@@ -104,7 +107,7 @@ class Mover:
                     await self._progress()
         except TimeoutError:
             raise MigrationError(
-                f"the server has not confirmed the handshake within {timeout:g} s, before which no client may migrate "
+                f"the server has not confirmed the handshake within {timeout} s, before which no client may migrate "
                 "(RFC 9000 section 9): try again later",
                 problem="unconfirmed",
             ) from None
@@ -120,7 +123,9 @@ class Mover:
         if not private_paths.spare_connection_ids(self._engine):
             # They come with the server's first packets, or in return for one that was retired: one round trip.
             with suppress(OperationTimeoutError):
-                await self._connection.ping(max(0.001, deadline - self._loop.time()))
+                await self._connection.ping(
+                    PING_TIMEOUT if deadline is None else max(0.001, deadline - self._loop.time())
+                )
         if not private_paths.spare_connection_ids(self._engine):
             raise MigrationError(
                 "the server has given no spare connection id, and a new path needs one of its own (RFC 9000 section "
@@ -133,8 +138,8 @@ class Mover:
         kind: Literal["migration", "preferred address"],
         local: tuple[Any, ...] | None,
         target: NetworkAddress,
-        deadline: float,
-        timeout: float,
+        deadline: float | None,
+        timeout: float | None,
     ) -> MigrationResult:
         """Open a socket, validate the path from there and change over, or leave everything as it was."""
         engine, paths = self._engine, self._paths
@@ -161,14 +166,14 @@ class Mover:
             raise MigrationError(
                 f"no answer on the path from {host_port(*endpoint.local_address)} to "
                 f"{host_port(*plain_address(address))} within "
-                f"{timeout:g} s{why}: the connection goes on from {host_port(*before.local)}",
+                f"{timeout} s{why}: the connection goes on from {host_port(*before.local)}",
                 problem="not validated",
             ) from None
         seconds = CLOCK() - begun
         self._retire(old_endpoint, old_address)
         return self._result(kind, before, old_sequence, seconds, challenges, resets)
 
-    async def _validate(self, address: NetworkAddress, local: PlainAddress, deadline: float) -> int:
+    async def _validate(self, address: NetworkAddress, local: PlainAddress, deadline: float | None) -> int:
         """Send challenges until the engine has taken the path into use; returns how many."""
         wait, count = FIRST_PROBE, 0
         async with asyncio.timeout_at(deadline):
@@ -189,9 +194,9 @@ class Mover:
 
     # --- rebinding
 
-    async def rebind(self, timeout: float) -> MigrationResult:
+    async def rebind(self, timeout: float | None) -> MigrationResult:
         """See :meth:`Movable.rebind`."""
-        deadline = self._loop.time() + timeout
+        deadline = self._deadline(timeout)
         async with self._my_turn(deadline, timeout):
             engine, paths = self._engine, self._paths
             old, before, resets = paths.endpoint, paths.ends, paths.resets
@@ -221,7 +226,7 @@ class Mover:
                 if not isinstance(error, TimeoutError):
                     raise
                 raise MigrationError(
-                    f"nothing came back to the new port {new.local_address[1]} within {timeout:g} s: the connection "
+                    f"nothing came back to the new port {new.local_address[1]} within {timeout} s: the connection "
                     f"goes on from {host_port(*before.local)}",
                     problem="not validated",
                 ) from None
@@ -261,15 +266,18 @@ class Mover:
 
     # --- what they share
 
+    def _deadline(self, timeout: float | None) -> float | None:
+        return None if timeout is None else self._loop.time() + timeout
+
     @asynccontextmanager
-    async def _my_turn(self, deadline: float, timeout: float) -> AsyncIterator[None]:
+    async def _my_turn(self, deadline: float | None, timeout: float | None) -> AsyncIterator[None]:
         """Wait for the end of another move."""
         try:
             async with asyncio.timeout_at(deadline):
                 await self._turn.acquire()
         except TimeoutError:
             raise MigrationError(
-                f"another move of this connection is still under way after {timeout:g} s: one at a time", problem="busy"
+                f"another move of this connection is still under way after {timeout} s: one at a time", problem="busy"
             ) from None
         try:
             self._check_open()

@@ -24,7 +24,7 @@ class Movable(Connection):
     mover: Mover | None = None
 
     async def migrate(
-        self, local: tuple[str, int] | str | None = None, *, force: bool = False, timeout: float = 5.0
+        self, local: tuple[str, int] | str | None = None, *, force: bool = False, timeout: float | None = 5.0
     ) -> MigrationResult:
         """Go on from another local address; the path is validated first, meanwhile everything goes on as before.
 
@@ -34,7 +34,7 @@ class Movable(Connection):
             IP address of ours, with a port or without; None for what routing chooses now.
         force : bool
             Also when the server asks not to (``disable_active_migration``).
-        timeout : float
+        timeout : float or None
             Seconds for all of it: confirmed handshake, a spare connection id, validation.
 
         Raises
@@ -48,7 +48,7 @@ class Movable(Connection):
         """
         return await self._client_mover().migrate(local, force=force, timeout=timeout)
 
-    async def rebind(self, *, timeout: float = 5.0) -> MigrationResult:
+    async def rebind(self, *, timeout: float | None = 5.0) -> MigrationResult:
         """Go on from another port with the same connection id, as if a NAT had forgotten us.
 
         Raises

@@ -6,13 +6,15 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from mqttquic_lab.quic import private_paths as private
-from mqttquic_lab.quic.endpoint import Via, plain_address
+from mqttquic_lab.quic.endpoint import Endpoint, Via, plain_address
+from mqttquic_lab.quic.private import PathAnnouncement
 from mqttquic_lab.trace import CLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import socket
+    from collections.abc import Callable, Sequence
 
-    from mqttquic_lab.quic.endpoint import DatagramReceiver, Datagrams, Endpoint, NetworkAddress
+    from mqttquic_lab.quic.endpoint import DatagramReceiver, Datagrams, NetworkAddress
     from mqttquic_lab.quic.private import Engine
     from mqttquic_lab.trace import Trace
 
@@ -169,3 +171,31 @@ class Paths:
                 "quic", "path_validated", local=new.local, peer=new.peer, seconds=seconds, congestion_reset=anew
             )
             self._on_moved(old, new)
+
+
+# --- a server's preferred address (RFC 9000 section 9.6)
+
+
+def announcement(preferred: Sequence[socket.socket], *, disable_active_migration: bool) -> PathAnnouncement | None:
+    """Return what a server tells its clients about paths, None for nothing.
+
+    Parameters
+    ----------
+    preferred : sequence of socket
+        Bound to the preferred address, at most one of each family.
+    disable_active_migration : bool
+        Whether to ask clients not to migrate.
+    """
+    if not preferred and not disable_active_migration:
+        return None
+    names = [plain_address(sock.getsockname()) for sock in preferred]
+    ipv4 = next((name for name in names if ":" not in name[0]), None)
+    ipv6 = next((name for name in names if ":" in name[0]), None)
+    return PathAnnouncement(disable_active_migration, ipv4, ipv6)
+
+
+def further_endpoint(sock: socket.socket) -> Endpoint:
+    """Return the endpoint of a socket beside the one where connections begin: its paths are told apart."""
+    via = Via()
+    via.endpoint = Endpoint(sock, via=via)
+    return via.endpoint

@@ -33,6 +33,11 @@ class MigrationResult:
     """Whether congestion window and round-trip estimate began anew: they do unless only a port changed
     (section 9.4)."""
 
+    def sentence(self) -> str:
+        """Say in one sentence what happened."""
+        (old_host, old_port), (new_host, new_port) = self.old_local, self.new_local
+        return f"{self.kind} from {old_host} port {old_port} to {new_host} port {new_port} in {self.seconds:.3f} s"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain data."""
         return asdict(self)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.net.stream import Connection
     from mqttquic_lab.records.decode import Decode
     from mqttquic_lab.records.message import Message
+    from mqttquic_lab.records.migration import MigrationResult
     from mqttquic_lab.session.results import EventName, PublishResult, PublishSummary
     from mqttquic_lab.session.streams import StreamInfo
 
@@ -737,6 +738,57 @@ class AsyncSession:
         if self._state != "connected":
             await self._usable("cannot ping", seconds)
         return await self._channel.ping(seconds)
+
+    async def migrate(
+        self, local: tuple[str, int] | str | None = None, *, force: bool = False, timeout: float | str | None = 5.0
+    ) -> MigrationResult:
+        """Go on from another local address, with everything as it is (QUIC only, RFC 9000 section 9).
+
+        The new path is validated while the session goes on along the old one; nothing waits unless that is dead.
+
+        Parameters
+        ----------
+        local : (str, int), str or None
+            IP address of this machine, with a port or without; None for the one that routing chooses now.
+        force : bool
+            Also when the server asks its clients not to migrate.
+        timeout : float, str or None
+            Seconds for all of it.
+
+        Raises
+        ------
+        MigrationError
+            It did not come about, and the session goes on where it was; ``problem`` says why.
+        UsageError
+            Not a session over QUIC, or `local` is no address of this machine.
+        DisconnectedError
+            The session is closed, or ended meanwhile.
+        """
+        seconds = check_timeout(timeout)
+        if self._state != "connected":
+            await self._usable("cannot migrate", seconds)
+        return self._moved(await self._connection.migrate(local, force=force, timeout=seconds))
+
+    async def rebind(self, *, timeout: float | str | None = 5.0) -> MigrationResult:
+        """Go on from another port, as if a NAT on the way had forgotten the session (QUIC only).
+
+        Raises
+        ------
+        MigrationError
+            Nothing came back to the new port within `timeout` seconds; the session has its old one again.
+        UsageError
+            Not a session over QUIC.
+        DisconnectedError
+            The session is closed, or ended meanwhile.
+        """
+        seconds = check_timeout(timeout)
+        if self._state != "connected":
+            await self._usable("cannot rebind", seconds)
+        return self._moved(await self._connection.rebind(timeout=seconds))
+
+    def _moved(self, result: MigrationResult) -> MigrationResult:
+        self._note("moved", result.sentence())
+        return result
 
     async def disconnect(self, reason_code: int = 0, *, timeout: float | str | None = 5.0) -> None:
         """Say DISCONNECT and close the connection in order; again is no error.

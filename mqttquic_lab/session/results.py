@@ -70,7 +70,7 @@ class ErrorRecord:
         return cls(time.time(), where, message)
 
 
-EventName = Literal["connected", "fallback", "resumed", "renewed", "lost", "closed"]
+EventName = Literal["connected", "fallback", "resumed", "renewed", "moved", "lost", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ class EventRecord:
     """Seconds since the epoch."""
     what: EventName
     """``"resumed"``: connected again, and the broker had kept the session; ``"renewed"``: it had not, and was told
-    everything anew. ``"fallback"``: QUIC did not get through, and `transport` carries the session instead. ``"closed"``
-    was asked for here, ``"lost"`` was not."""
+    everything anew. ``"moved"``: the same connection goes on from another address. ``"fallback"``: QUIC did not get
+    through, and `transport` carries the session instead. ``"closed"`` was asked for here, ``"lost"`` was not."""
     transport: str
     """``"quic"``, ``"tls"`` or ``"tcp"``."""
     detail: str
