@@ -8,8 +8,8 @@ In use, sending::
 and receiving, in whatever pieces the bytes come::
 
     decoder = FlowHeaderDecoder()                  # required=False where the peer may send none (mqttv5's control)
-    if decoder.feed(data):                         # False: more bytes are needed
-        header = decoder.header                    # None only with required=False
+    header = decoder.feed(data)                    # None: more bytes are needed
+    if header is not None:                         # with required=False: `if decoder.done`, and header may be None
         check_header(header, initiator=Role.CLIENT, unidirectional=False)      # FlowTable.accept does this
         packets = packet_decoder.feed(decoder.rest)
 
@@ -302,7 +302,7 @@ class FlowHeaderDecoder:
     header : FlowHeader or None
         The header, once it is complete; None before, and for a stream without one.
     done : bool
-        Whether the header has been read, or found missing: what :meth:`feed` returned last.
+        Whether the header has been read, or found missing.
     rest : bytes
         When :attr:`done`: what came behind the header with the same chunk. Later chunks are the packet decoder's.
     """
@@ -322,8 +322,8 @@ class FlowHeaderDecoder:
         """Bytes of an incomplete header held; 25 at most."""
         return len(self._buffer)
 
-    def feed(self, data: bytes | bytearray | memoryview) -> bool:
-        """Take bytes and tell whether the header is complete with them, or found missing (MQoQ 9.6).
+    def feed(self, data: bytes | bytearray | memoryview) -> FlowHeader | None:
+        """Take bytes and return the header if it is complete with them (MQoQ 9.6).
 
         Raises
         ------
@@ -343,7 +343,7 @@ class FlowHeaderDecoder:
         except FlowError as error:
             self._error = error
             raise
-        return self.done
+        return self.header
 
     def finish(self) -> None:
         """Check, when FIN arrives, that the header is complete (MQoQ 9.13.1).

@@ -180,6 +180,7 @@ class FlowTable(FlowBook):
         if stream_id in self._by_stream:
             raise UsageError(f"stream {stream_id} carries flow {self._by_stream[stream_id].id} already")
         header = self._own_header(flow_id, flags, expire_interval, user_defined)
+        header.encode()  # what does not fit its field is refused before anything changes
         try:
             self._check_start(header, stream_id)
         except FlowError as error:

@@ -25,8 +25,9 @@ What the choices are, per mode:
 - ``"per-publish"``: a stream per PUBLISH, ended as soon as its exchange has; subscriptions on the control stream.
 - Explicit streams exist in every mode, and only their owner ends them.
 
-At the limit the answer is to wait if a stream is about to become free, else :class:`~mqttquic_lab.errors.StreamLimitError`: QUIC itself
-would wait silently for a credit that never comes (RFC 9000 section 4.6).
+At the limit the answer is to wait if a stream is about to become free, else
+:class:`~mqttquic_lab.errors.StreamLimitError`: QUIC itself would wait silently for a credit that never comes (RFC 9000
+section 4.6).
 """
 
 from __future__ import annotations

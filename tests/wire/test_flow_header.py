@@ -34,10 +34,9 @@ def headers(draw: st.DrawFn) -> FlowHeader:
 
 
 def decode(data: bytes) -> FlowHeader:
-    decoder = FlowHeaderDecoder()
-    assert decoder.feed(data)
-    assert decoder.header is not None
-    return decoder.header
+    header = FlowHeaderDecoder().feed(data)
+    assert header is not None
+    return header
 
 
 @pytest.mark.parametrize(
@@ -165,7 +164,7 @@ def test_any_chunking_of_header_and_packets(case: tuple[FlowHeader, list[Any], l
         if decoder.done:
             read += packet_decoder.feed(chunk)
             continue
-        if decoder.feed(chunk):
+        if decoder.feed(chunk) is not None:
             read += packet_decoder.feed(decoder.rest)
         assert decoder.buffered <= MAX_HEADER_SIZE
     assert decoder.header == header
@@ -182,7 +181,7 @@ def test_mutated_headers_raise_only_protocol_errors(header: FlowHeader, data: st
     wire += data.draw(st.binary(max_size=4))
     decoder = FlowHeaderDecoder(required=data.draw(st.booleans()))
     try:
-        any(decoder.feed(bytes((byte,))) for byte in wire)
+        any(decoder.feed(bytes((byte,))) or decoder.done for byte in wire)
         decoder.finish()
         if decoder.header is not None:
             initiator = data.draw(st.sampled_from(Role))
@@ -227,9 +226,10 @@ def test_fin_inside_a_header_is_an_incomplete_packet(size: int) -> None:
 
 def test_a_missing_header_is_fine_where_none_is_required() -> None:
     decoder = FlowHeaderDecoder(required=False)
-    assert not decoder.feed(b"")
-    assert decoder.feed(b"\x10\x0d")
-    assert decoder.header is None
+    assert decoder.feed(b"") is None
+    assert decoder.buffered == 0
+    assert decoder.feed(b"\x10\x0d") is None
+    assert decoder.done
     assert decoder.rest == b"\x10\x0d"
     with pytest.raises(UsageError, match="packet decoder"):
         decoder.feed(b"x")
@@ -238,8 +238,7 @@ def test_a_missing_header_is_fine_where_none_is_required() -> None:
 def test_an_optional_header_is_read_where_there_is_one() -> None:
     decoder = FlowHeaderDecoder(required=False)
     assert not decoder.feed(b"\x11\x00")
-    assert decoder.feed(b"\x50\x10")
-    assert decoder.header == FlowHeader.control()
+    assert decoder.feed(b"\x50\x10") == FlowHeader.control() == decoder.header
     assert decoder.rest == b"\x10"
 
 
