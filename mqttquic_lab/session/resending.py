@@ -119,7 +119,7 @@ class Resender:
                 # It fitted into the connection that it was first sent on. As if the broker refused it [MQTT-3.2.2-15].
                 assert item.packet_id is not None
                 kind = PubAck if item.qos == 1 else PubRec
-                self._acknowledge(kind(item.packet_id, ReasonCode.PACKET_TOO_LARGE))
+                self._acknowledge(kind(item.packet_id, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR))
 
 
 def _any(_: Delivery) -> bool:
