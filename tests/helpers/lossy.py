@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Address = Any
 
-MAX_LOG = 400
+MAX_LOG = 2000
 """Datagrams that a relay remembers."""
 
 
@@ -41,6 +41,7 @@ class Ills:
 class Passage(NamedTuple):
     """One datagram as it came in, and whether it went on (perhaps late, or with a byte changed)."""
 
+    client: Address
     to_server: bool
     data: bytes
     forwarded: bool
@@ -75,9 +76,10 @@ class LossyRelay:
     to_server, to_client : list of bytes
         The first hundred datagrams of each direction, as they came in.
     log : list of Passage
-        The first four hundred of both, in the order in which they came.
+        The first two thousand of both, in the order in which they came.
     clients_as_seen : list of address
-        Addresses that clients had towards the server, in the order in which they got them.
+        Addresses that clients had towards the server, in the order in which they got them: their own host, another
+        port.
     """
 
     def __init__(
@@ -141,7 +143,7 @@ class LossyRelay:
         self.blackhole = False
 
     def _upstream(self, client: Address, host: str | None = None) -> socket.socket:
-        sock = self._socket(host)
+        sock = self._socket(host or client[0])
         self.clients_as_seen.append(sock.getsockname()[:2])
         self._loop.add_reader(sock, self._from_server, sock, client)
         return sock
@@ -188,7 +190,7 @@ class LossyRelay:
             ills = Ills()
         drop = self.blackhole or draw() < ills.drop or (to_server and number in self._lost_to_server)
         if len(self.log) < MAX_LOG:
-            self.log.append(Passage(to_server, data, not drop))
+            self.log.append(Passage(client, to_server, data, not drop))
         if drop:
             self.dropped += 1
             return

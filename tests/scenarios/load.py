@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from mqttquic_lab.session import AsyncFeed, AsyncSession
+    from mqttquic_lab.session.stream import AsyncStream
 
 PATIENCE = 30.0
 """Seconds for one acknowledgement, or one message: a hang, not a measurement."""
@@ -35,6 +36,7 @@ class Load:
     received: Counter[Message] = field(default_factory=Counter)
     seconds: float = 0.0
     """From the first PUBLISH to the last message that came back."""
+    feed: AsyncFeed = field(init=False)
 
     def messages(self) -> Iterator[Message]:
         """Yield the messages, both QoS in turns."""
@@ -42,6 +44,13 @@ class Load:
             for qos in (1, 2):
                 topic = f"{self.name}/{number % self.topics}"
                 yield qos, topic, f"{self.name} {qos} {number} ".encode().ljust(PADDING, b"%d" % (number % 10))
+
+    def take(self) -> bool:
+        """Take one message out of the feed if there is one."""
+        message = self.feed.cursor.take()
+        if message is not None:
+            self.received[message.qos, message.topic, message.payload] += 1
+        return message is not None
 
     def check(self) -> None:
         """Assert what MQTT promises, whatever happened to the packets."""
@@ -60,22 +69,26 @@ class Load:
 
 
 async def carry(
-    session: AsyncSession, load: Load, *, window: int, during: Callable[[], Awaitable[None]] | None = None
+    carrier: AsyncSession | AsyncStream,
+    load: Load,
+    *,
+    window: int,
+    during: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Send a load through a session and receive it on the same one.
+    """Send a load through a session, or one stream of it, and receive it on the same one.
 
     Parameters
     ----------
-    session : AsyncSession
+    carrier : AsyncSession or AsyncStream
         Connected.
     load : Load
         Filled with what comes of it.
     window : int
         Messages under way at a time.
     during : callable, optional
-        Awaited while a third of the messages are acknowledged and the others go on.
+        Awaited when a third of the messages are acknowledged, while the others go on.
     """
-    feed = await session.subscribe(f"{load.name}/#", qos=2, decode="raw", timeout=PATIENCE)
+    load.feed = await carrier.subscribe(f"{load.name}/#", qos=2, decode="raw", timeout=PATIENCE)
     messages = load.messages()
     started = perf_counter()
     is_time = asyncio.Event()
@@ -83,7 +96,7 @@ async def carry(
     async def publish() -> None:
         for message in messages:  # shared: each message is taken by one of the publishers
             qos, topic, payload = message
-            result = await session.publish(topic, payload, qos=qos, timeout=PATIENCE)
+            result = await carrier.publish(topic, payload, qos=qos, timeout=PATIENCE)
             assert result.reason_code == 0
             load.acknowledged.add(message)
             if 3 * len(load.acknowledged) >= 2 * load.each:
@@ -94,22 +107,14 @@ async def carry(
         if during is not None:
             await during()
 
+    async def receive() -> None:
+        while len(load.received) < 2 * load.each:
+            if not load.take():
+                await load.feed.wait_next(PATIENCE)
+
     async with asyncio.TaskGroup() as group:
-        receiving = group.create_task(_receive(feed, load))
+        group.create_task(receive())
         group.create_task(disturb())
         for _ in range(window):
             group.create_task(publish())
-    assert receiving.done()
     load.seconds = perf_counter() - started
-    # What the broker had sent before it answers a PINGREQ is here with the answer: a second delivery would be seen.
-    await session.ping(timeout=PATIENCE)
-    while (late := feed.cursor.take()) is not None:
-        load.received[late.qos, late.topic, late.payload] += 1
-
-
-async def _receive(feed: AsyncFeed, load: Load) -> None:
-    """Read until every message has come at least once."""
-    async for message in feed.messages(timeout=PATIENCE):
-        load.received[message.qos, message.topic, message.payload] += 1
-        if len(load.received) >= 2 * load.each:
-            return

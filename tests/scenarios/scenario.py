@@ -16,8 +16,10 @@ from tests.scenarios.load import PATIENCE, Load, carry
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from mqttquic_lab.quic.connection import QuicConnection
     from mqttquic_lab.quic.server import QuicListener
     from mqttquic_lab.records.handshake import HandshakeReport
+    from mqttquic_lab.session.stream import AsyncStream
 
 HANG = 50.0
 """Seconds for a whole scenario; none takes a quarter of it."""
@@ -49,6 +51,8 @@ class Scenario:
         Sessions side by side, each with a load of its own.
     topics : int
         Topics that a load uses.
+    streams : int
+        Streams that the first session opens beside its own, each with a load of its own.
     before : callable(Run), optional
         Awaited before the sessions are opened.
     during : callable(Run), optional
@@ -68,6 +72,7 @@ class Scenario:
     window: int = 32
     sessions: int = 1
     topics: int = 1
+    streams: int = 0
     before: Callable[[Run], Awaitable[None]] | None = None
     during: Callable[[Run], Awaitable[None]] | None = None
 
@@ -102,6 +107,11 @@ class Run:
         return self.session.handshake
 
     @property
+    def quic(self) -> QuicConnection:
+        """The first session's connection."""
+        return cast("QuicConnection", self.session.connection)
+
+    @property
     def listener(self) -> QuicListener:
         """The broker's QUIC listener."""
         return cast("QuicListener", self.broker._listeners[0])
@@ -125,15 +135,22 @@ async def run(scenario: Scenario) -> tuple[Run, str]:
         this.sessions = await asyncio.gather(*(this.open() for _ in range(scenario.sessions)))
         for session in this.sessions:
             stack.push_async_callback(session.close)
-        this.loads = [Load(f"load{n}", scenario.each, scenario.topics) for n in range(scenario.sessions)]
+        carriers: list[AsyncSession | AsyncStream] = list(this.sessions)
+        carriers += [await this.session.open_stream() for _ in range(scenario.streams)]
+        this.loads = [Load(f"load{n}", scenario.each, scenario.topics) for n in range(len(carriers))]
         during = None if scenario.during is None else partial(scenario.during, this)
         async with asyncio.TaskGroup() as group:
-            for session, load in zip(this.sessions, this.loads, strict=True):
-                # One of several sessions sees to what happens: it befalls the relay, and so all of them.
-                disturbance = during if session is this.session else None
-                group.create_task(carry(session, load, window=scenario.window, during=disturbance))
-        for session, load in zip(this.sessions, this.loads, strict=True):
-            load.check()
+            for carrier, load in zip(carriers, this.loads, strict=True):
+                # One of them sees to what happens: it befalls the relay, or the connection, and so all.
+                disturbance = during if carrier is this.session else None
+                group.create_task(carry(carrier, load, window=scenario.window, during=disturbance))
+        for session in this.sessions:
+            # What the broker had sent before PINGRESP is here with it: a second delivery would be seen.
+            await session.ping(timeout=PATIENCE)
             assert session.state == "connected"
             assert not session.errors
+        for load in this.loads:
+            while load.take():
+                pass
+            load.check()
         return this, scenario.happened(this)

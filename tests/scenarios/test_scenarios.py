@@ -22,7 +22,18 @@ SCENARIOS = (
         name="longrtt", what="300 ms round trip", relay={"delay": 0.15}, window=200, happened=it.took_long_round_trips
     ),
     Scenario(
+        name="multiplexing",
+        what="a stream for each of 16 topics, 16 explicit streams",
+        connect={"streams": "per-topic"},
+        topics=16, streams=16, each=50, window=16,
+        during=it.streams_are_counted, happened=it.many_streams_at_once,
+    ),
+    Scenario(
         name="blackhole", what="nothing passes for 1.5 s", during=it.goes_dark, happened=it.was_dark,
+    ),
+    Scenario(
+        name="keyupdate", what="the client updates its keys, twice",
+        during=it.keys_are_updated, happened=it.keys_were_updated,
     ),
     Scenario(
         name="amplificationlimit",
@@ -33,8 +44,8 @@ SCENARIOS = (
     ),
     Scenario(
         name="handshakeloss",
-        what="8 connections, 30 % of their first 10 datagrams each way are lost",
-        ills=Ills(drop=0.3), relay={"only_first": 10, "seed": 3}, sessions=8, each=40, happened=it.lost_datagrams,
+        what="8 connections, 30 % of their first 6 datagrams each way are lost",
+        ills=Ills(drop=0.3), relay={"only_first": 6, "seed": 3}, sessions=8, each=40, happened=it.lost_datagrams,
     ),
     Scenario(
         name="transferloss",
@@ -43,8 +54,8 @@ SCENARIOS = (
     ),
     Scenario(
         name="handshakecorruption",
-        what="8 connections, 30 % of their first 10 datagrams each way are corrupted",
-        ills=Ills(corrupt=0.3), relay={"only_first": 10, "seed": 5}, sessions=8, each=40,
+        what="8 connections, 30 % of their first 6 datagrams each way are corrupted",
+        ills=Ills(corrupt=0.3), relay={"only_first": 6, "seed": 5}, sessions=8, each=40,
         happened=it.corrupted_datagrams,
     ),
     Scenario(
@@ -58,6 +69,11 @@ SCENARIOS = (
     ),
     Scenario(
         name="rebind-addr", what="a NAT gives a new address", during=it.nat_rebinds_address, happened=it.was_rebound
+    ),
+    Scenario(
+        name="connectionmigration",
+        what="the client moves to another address",
+        during=it.client_migrates, happened=it.was_migrated,
     ),
 )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # public, but not in its __all__
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
@@ -51,6 +51,15 @@ def versions(log: Iterable[Passage], *, to_server: bool) -> list[int]:
         p.version for passage in log if passage.to_server is to_server for p in packets(passage.data) if p.version
     )
     return list(seen)
+
+
+def destination_ids(log: Iterable[Passage]) -> dict[Any, set[bytes]]:
+    """Return the connection ids of short headers to the server, by the client's address (RFC 9000 section 5.2)."""
+    found: dict[Any, set[bytes]] = {}
+    for passage in log:
+        if passage.to_server and not passage.data[0] & 0x80:
+            found.setdefault(passage.client, set()).add(passage.data[1 : 1 + CID_LENGTH])
+    return found
 
 
 class BeforeValidation(NamedTuple):
