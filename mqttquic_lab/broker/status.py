@@ -83,6 +83,8 @@ class BrokerStats:
     wills_published: int = 0
     takeovers: int = 0
     """Connections ended because their client connected anew (0x8E)."""
+    migrations: int = 0
+    """Times that a client's address changed under a QUIC connection, which went on (RFC 9000 section 9)."""
     keepalive_timeouts: int = 0
     connect_timeouts: int = 0
     """Connections closed because no CONNECT came in time."""
