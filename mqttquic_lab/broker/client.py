@@ -16,6 +16,7 @@ from mqttquic_lab.broker.connecting import (
     granted_keepalive,
     new_client_id,
 )
+from mqttquic_lab.broker.flows import ALPN, FlowStreams
 from mqttquic_lab.broker.pipeline import Pipeline
 from mqttquic_lab.broker.status import ClientInfo
 from mqttquic_lab.broker.streams import Streams
@@ -74,11 +75,12 @@ class Client(Pipeline):
         self._verdict_task: asyncio.Task[None] | None = None
         self._keepalive_timer: TimerHandle | None = None
         self._pending_seen = 0
-        self._streams = Streams(self, server)
+        self._streams = (FlowStreams if connection.report.alpn == ALPN else Streams)(self, server)
         self._connect_timer = server.clock.call_later(server.config.connect_timeout, self._connect_timed_out)
         connection.closed.add_done_callback(self._on_closed)
         if stream is None:
             connection.on_stream = self._on_stream
+            connection.on_migrated = self._on_migrated
         else:
             self._open(stream)
 
@@ -96,13 +98,25 @@ class Client(Pipeline):
 
     def _open(self, stream: ByteStream) -> None:
         self.outbox = self._make_outbox(stream)
-        self._attach(stream)
+        self.stream = stream
+        self._streams.open_control(stream, self._begin)
+
+    def _begin(self, data: bytes) -> None:
+        assert self.stream is not None
+        self._attach(self.stream)
+        if data:
+            self._on_data(data)
 
     def _on_end(self) -> None:
         self._lost()
 
     def _on_reset(self, error_code: int) -> None:
         self._lost()
+
+    def _on_migrated(self, old: tuple[str, int], new: tuple[str, int]) -> None:
+        # Session, subscriptions and what is in flight belong to the connection, not to an address: nothing else to do.
+        self._stats.migrations += 1
+        self._server.changed()
 
     def _on_closed(self, closed: asyncio.Future[LabError | None]) -> None:
         self._end()
@@ -119,11 +133,13 @@ class Client(Pipeline):
         else:
             self.stream.end()
 
-    def abandon(self, reason: str) -> None:
+    def abandon(self, reason: str, code: int = 0) -> None:
         """Close the whole connection: what the client did has no answer on a stream."""
+        if self.is_ended:
+            return
         self._stats.protocol_errors += 1
         self._end()
-        self._server.spawn(self.connection.close(0, reason))
+        self._server.spawn(self.connection.close(code, reason))
 
     # --- CONNECT and DISCONNECT ---------------------------------------------------------------------------------
 

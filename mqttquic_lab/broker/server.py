@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mqttquic_lab.broker.client import Client
 from mqttquic_lab.broker.config import DEFAULT_PORTS, BrokerConfig
+from mqttquic_lab.broker.flows import ALPN
 from mqttquic_lab.broker.outbox import FlushQueue
 from mqttquic_lab.broker.retained import RetainedMessages
 from mqttquic_lab.broker.router import Router
@@ -155,6 +156,7 @@ class BrokerServer:
                 tuning=self.config.tuning,
                 max_connections=self.config.max_connections,
                 quic_options=quic_options,
+                alpn=(ALPN, "mqtt") if self.profile.flows and transport == "quic" else ("mqtt",),
             )
 
         if port is not None:
@@ -371,6 +373,8 @@ class BrokerServer:
         self.changed()
 
     def _session_ended(self, session: Session) -> None:
+        if session.flows is not None:
+            session.flows.end()
         self.router.unsubscribe_all(session)
         self._wills.session_ended(session)
         self.changed()

@@ -10,10 +10,11 @@ from mqttquic_lab.mqtt import PubAck, PubRec, PubRel, ReasonCode
 from mqttquic_lab.mqtt.deliveries import Deliveries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from mqttquic_lab.broker.clock import Clock, TimerHandle
     from mqttquic_lab.broker.config import BrokerConfig
+    from mqttquic_lab.broker.flows import SessionFlows
     from mqttquic_lab.broker.message import Message
     from mqttquic_lab.broker.pipeline import Pipeline
     from mqttquic_lab.broker.router import Entry
@@ -52,6 +53,8 @@ class Session:
     client_id : str
     owner : Session
         The client's session: this one, unless it belongs to a data stream.
+    flows : SessionFlows or None
+        The flows of a client that speaks MQTT-next.
     client : Pipeline or None
         The control stream, or the data stream, that it sends on now.
     subscriptions : dict of str to Entry
@@ -69,7 +72,7 @@ class Session:
 
     __slots__ = (
         "_backlog", "_clock", "_config", "_stats", "client", "client_id", "deliveries", "expires_at", "expiry_interval",
-        "expiry_timer", "inflight_bytes", "owner", "queue", "queued_bytes", "subscriptions",
+        "expiry_timer", "flows", "inflight_bytes", "owner", "queue", "queued_bytes", "subscriptions",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +87,7 @@ class Session:
         self.client_id = client_id
         self.owner = self if owner is None else owner
         self.client: Pipeline | None = None
+        self.flows: SessionFlows | None = None
         self.subscriptions: dict[str, Entry] = {}
         self.deliveries = Deliveries(config.max_inflight)
         self.deliveries.suspend()
@@ -247,13 +251,25 @@ class Session:
                 outbox.flush()  # finds out whether the client keeps up
         self._note_queue()
 
-    def discard(self) -> None:
-        """Count what ends with the session."""
-        self._stats.dropped_session += len(self.queue) + len(self.deliveries)
+    def give_up(self, deliveries: Iterable[Delivery]) -> None:
+        """Count messages under way whose exchange will never end."""
+        for delivery in deliveries:
+            self.inflight_bytes -= delivery.token.message.size
+            self._stats.dropped_session += 1
+
+    def drop_queue(self) -> None:
+        """Forget what waits, and count it."""
+        self._stats.dropped_session += len(self.queue)
         self._backlog.count -= len(self.queue)
         self._backlog.nbytes -= self.queued_bytes
         self.queue.clear()
-        self.queued_bytes = self.inflight_bytes = 0
+        self.queued_bytes = 0
+
+    def discard(self) -> None:
+        """Count what ends with the session."""
+        self._stats.dropped_session += len(self.deliveries)
+        self.drop_queue()
+        self.inflight_bytes = 0
         self.deliveries.clear()
 
 
@@ -349,4 +365,6 @@ class SessionStore:
         for session in self._sessions.values():
             if session.expiry_timer is not None:
                 session.expiry_timer.cancel()
+            if session.flows is not None:
+                session.flows.end()
         self._sessions.clear()

@@ -55,14 +55,24 @@ class DataStream(Pipeline):
         self.outbox = self._make_outbox(stream) if self.can_answer else client.outbox
         is_ours = bool((stream.id or 0) & 1)
         self.owns_session = server.profile.state_per_stream and self.can_answer and not is_ours
+        self._handlers = self.HANDLERS if self.can_answer and not is_ours else self._PUBLISH_ONLY
+        self._attach(stream)
+        self._join_session(client)
+
+    def _join_session(self, client: Client) -> None:
+        """Find the session whose packet identifiers and subscriptions are this stream's."""
         assert client.session is not None
         if self.owns_session:
-            self.session = server.sessions.of_stream(client.session)
+            self.session = self._server.sessions.of_stream(client.session)
             self.session.connected(self, client.receive_maximum)
         else:
             self.session = client.session
-        self._handlers = self.HANDLERS if self.can_answer and not is_ours else self._PUBLISH_ONLY
-        self._attach(stream)
+
+    def _leave_session(self) -> None:
+        """Let go of it; one of the stream's own ends."""
+        if self.owns_session:
+            assert self.session is not None
+            self._server.end_stream_session(self.session)
 
     def __repr__(self) -> str:
         assert self.session is not None
@@ -133,11 +143,13 @@ class DataStream(Pipeline):
         if self.can_answer:
             self.outbox.close()
         self._streams.left(self)
-        if self.owns_session:
-            assert self.session is not None
-            self._server.end_stream_session(self.session)
+        self._leave_session()
 
     # --- packets ------------------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes that came together with what stands before the first packet."""
+        self._on_data(data)
 
     def _handle(self, packet: Packet) -> None:
         handler = self._handlers.get(type(packet))
@@ -219,13 +231,22 @@ class Streams:
 
     # --- the client's -------------------------------------------------------------------------------------------
 
+    def open_control(self, stream: ByteStream, begin: Callable[[bytes], None]) -> None:
+        """Call `begin` when packets may come on the control stream: at once."""
+        begin(b"")
+
+    def serves(self, stream: ByteStream) -> bool:
+        """Whether the profile serves such streams."""
+        if (stream.id or 0) & 2:
+            return self._profile.unidirectional
+        return self._profile.bidirectional == "data"
+
     def opened(self, stream: ByteStream) -> None:
         """Serve a stream that the client opened, or refuse it."""
         profile, client = self._profile, self._client
-        unidirectional = bool((stream.id or 0) & 2)
-        served = profile.unidirectional if unidirectional else profile.bidirectional == "data"
         limit = profile.max_streams_bidi + profile.max_streams_uni
-        if not served or client.connection.transport != "quic" or len(self._open) + len(self._early) >= limit:
+        is_quic = client.connection.transport == "quic"
+        if not self.serves(stream) or not is_quic or len(self._open) + len(self._early) >= limit:
             self._server.counters.streams_refused += 1
             stream.reset(RESET_CODE)
         elif client.session is not None:
@@ -243,7 +264,10 @@ class Streams:
             self._serve(stream)
             stream.resume_reading()
 
-    def _serve(self, stream: ByteStream) -> DataStream:
+    def _serve(self, stream: ByteStream) -> None:
+        self._add(stream)
+
+    def _add(self, stream: ByteStream) -> DataStream:
         served = DataStream(self._client, self, stream, self._server)
         self._open[stream.id or 0] = served
         self._server.counters.streams_total += 1
@@ -287,7 +311,7 @@ class Streams:
             stream = cast("_Opens", self._client.connection).open_stream()
         except LabError:
             return self._client.outbox
-        served = self._topics[topic] = self._serve(stream)
+        served = self._topics[topic] = self._add(stream)
         return served.outbox
 
     def _retire(self) -> None:

@@ -178,6 +178,7 @@ PROFILES: Final[Mapping[str, BrokerProfile]] = {
             "generic",
             "The embedded broker",
             unidirectional=True,
+            flows=True,
             notes=("Our own and the most permissive: client bidirectional and unidirectional data streams.",),
             sources=("this project",),
         ),

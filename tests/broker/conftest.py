@@ -27,9 +27,17 @@ class Bench:
         self.server = server
         self.clock = clock
 
-    def attach(self, version: Version = 5, *, chunk: int | None = None, transport: TransportName = "tcp") -> Peer:
+    def attach(
+        self,
+        version: Version = 5,
+        *,
+        chunk: int | None = None,
+        transport: TransportName = "tcp",
+        alpn: str = "mqtt",
+    ) -> Peer:
         """Return a connection that has not said CONNECT."""
         mine, theirs = memory_pair(chunk=chunk, transport=transport)
+        theirs.report.alpn = alpn
         self.server.accept(theirs)
         return Peer(mine, version)
 
