@@ -411,6 +411,7 @@ class Session:
             See :meth:`mqttquic_lab.session.AsyncSession.reconnect`. As long as no connection came about, a session that
             was connected still is.
         """
+        self._listen_again()
         self._caller.call(timeout, self._core.reconnect, url, timeout=timeout)
         self._moved(url)
 
@@ -507,15 +508,18 @@ class Session:
         self._finalizer = weakref.finalize(self, _forgotten, core, self._caller, self._withdraw)
         self._finalizer.atexit = False  # the runtime's own end closes what is open then
 
+    def _listen_again(self) -> None:
+        """Have :attr:`on_message` called again if closing has ended that: messages may come with the connection."""
+        if not self._finalizer.alive and self._callbacks is not None:
+            self._callbacks = None
+            self.on_message = self._callback
+
     def _moved(self, url: Any) -> None:
         """Take in that the session is connected anew, which it may not have been before."""
         if url is not None and not isinstance(url, str):
             self._target = url
         if not self._finalizer.alive:
             self._is_open()
-            if self._callbacks is not None:
-                self._callbacks = None
-                self.on_message = self._callback
 
     def _is_closed(self) -> None:
         self._finalizer.detach()
@@ -621,6 +625,7 @@ class SessionAio:
 
     async def reconnect(self, url: Any = None, *, timeout: float | str | None = 10.0) -> None:
         """See :meth:`Session.reconnect`."""
+        self._session._listen_again()  # noqa: SLF001
         await self._caller.hop(self._core.reconnect, url, timeout=timeout)
         self._session._moved(url)  # noqa: SLF001
 

@@ -28,6 +28,18 @@ if TYPE_CHECKING:
 
 EVENTS_KEPT = 20
 PUBLISH_QUEUE = 16
+EVENTS: dict[str, tuple[str, str]] = {
+    "connected": ("connected over {transport}", "ok"),
+    "fallback": ("{transport} instead of QUIC: {detail}", "warn"),
+    "resumed": ("connected again over {transport}: {detail}", "ok"),
+    "renewed": ("connected again over {transport}: {detail}", "warn"),
+    "lost": ("closed: {detail}", "bad"),
+    "closed": ("closed", "muted"),
+}
+"""What happened -> how it is said, and its colour."""
+
+TRANSPORTS = {"quic": "QUIC", "tls": "TLS", "tcp": "plain TCP"}
+
 LOOK_NS = 1_000_000_000
 """Least time between two looks at the session's own state, which may have to ask its loop."""
 
@@ -98,12 +110,20 @@ class Dashboard(View):
         state = str(session.state)
         stats = session.stats
         filters = tuple(text for feed in session.feeds for text in feed.filters)
+        # A session of another make may have neither.
+        connected_at = getattr(session, "connected_at", None)
+        records = getattr(session, "events", None)
         with self._lock:
             self._report, self._filters = report, filters
             self._client_id = str(session.client_id or report.client_id or "")
             self._unrouted = getattr(stats, "unrouted", 0)
             if state != self._state:
                 self._changed(state, now)
+            if state == "connected" and connected_at is not None:
+                # It may have connected anew between two looks.
+                self._since_ns, self._opened_ns = round(connected_at.timestamp() * 1e9), 0
+            if records is not None and len(records):
+                self._events = deque(map(_event_item, reversed(records[-EVENTS_KEPT:])), maxlen=EVENTS_KEPT)
 
     def _changed(self, state: str, now: int) -> None:
         report = self._report
@@ -153,9 +173,9 @@ class Dashboard(View):
             if self._until_ns:
                 since = f" since {facts.moment(self._until_ns):%H:%M:%S} UTC"
             found.append(
-                (f"Disconnected{since}{why} Nothing is being tried: mq.connect(...) opens a new session.", "bad")
+                (f"Disconnected{since}{why} Nothing is being tried: session.reconnect() goes on with it.", "bad")
                 if why
-                else (f"The session was closed{since}. mq.connect(...) opens a new one.", "warn")
+                else (f"The session was closed{since}. session.reconnect() goes on with it.", "warn")
             )
         found += [(item.text, item.kind) for item in facts.notices(self._report) if item.text != self._report.error]
         return found
@@ -277,3 +297,11 @@ class Dashboard(View):
 
     def _reply(self, order: dict[str, Any], *, ok: bool, text: str) -> None:
         self._replies.append(({"kind": "published", "n": order.get("n"), "ok": ok, "text": text}, []))
+
+
+def _event_item(record: Any) -> dict[str, Any]:
+    """Return an event record as the view lists it."""
+    text, tone = EVENTS.get(record.what, ("{what}: {detail}", "muted"))
+    transport = TRANSPORTS.get(record.transport, record.transport)
+    said = text.format(what=record.what, transport=transport, detail=record.detail)
+    return {"t": record.time * 1e3, "text": shorten(said, 300), "tone": tone}

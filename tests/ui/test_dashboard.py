@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gc
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from mqttquic_lab.errors import PublishError
 from mqttquic_lab.records.handshake import HandshakeReport
-from mqttquic_lab.session.results import ErrorRecord, PublishResult, SessionStats
+from mqttquic_lab.session.results import ErrorRecord, EventRecord, PublishResult, SessionStats
 from mqttquic_lab.widgets import Dashboard
 from mqttquic_lab.widgets.dashboard import PUBLISH_QUEUE
 from tests.ui.feeds import SECOND, FakeFeed, FakeSession
@@ -107,6 +108,37 @@ def test_a_lost_connection_says_why_since_when_and_what_is_tried() -> None:
     view.refresh(later(4))
     assert view.widget.meta["lasting"] == "connected"
     assert "until" not in view.widget.meta
+
+
+def test_a_session_that_knows_its_history_is_believed() -> None:
+    session: Any = FakeSession(FakeFeed(), report=report())
+    moment = dt.datetime(2026, 11, 22, 20, 0, tzinfo=dt.UTC)
+    session.connected_at = moment
+    session.events = [
+        EventRecord(moment.timestamp() - 9, "fallback", "tls", "no answer <b>"),
+        EventRecord(moment.timestamp() - 9, "connected", "tls", "mqtts://h:8883"),
+        EventRecord(moment.timestamp() - 5, "lost", "tls", "cable"),
+        EventRecord(moment.timestamp(), "resumed", "quic", "3 packets sent again"),
+    ]
+    view = still(session)
+    meta = view.widget.meta
+    assert (meta["since"], meta["lasting"]) == (moment.timestamp() * 1e3, "connected")
+    assert [event["text"] for event in meta["events"]] == [
+        "connected again over QUIC: 3 packets sent again",
+        "closed: cable",
+        "connected over TLS",
+        "TLS instead of QUIC: no answer <b>",
+    ]
+    assert [event["tone"] for event in meta["events"]] == ["ok", "bad", "ok", "warn"]
+    assert meta["events"][0]["t"] == moment.timestamp() * 1e3
+    # Between two looks it was lost and came back: the state is the same, the moment is not.
+    session.connected_at = moment + dt.timedelta(seconds=1)
+    session.events += [EventRecord(moment.timestamp() + 1, "renewed", "tcp", "nothing kept")] * 30
+    view.refresh(later(2))
+    meta = view.widget.meta
+    assert meta["since"] == (moment.timestamp() + 1) * 1e3
+    assert len(meta["events"]) == 20
+    assert meta["events"][0]["text"] == "connected again over plain TCP: nothing kept"
 
 
 def test_a_session_closed_on_purpose_is_no_failure() -> None:
