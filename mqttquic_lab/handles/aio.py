@@ -28,6 +28,7 @@ from mqttquic_lab.handles.opening import (
 )
 from mqttquic_lab.handles.session import Session
 from mqttquic_lab.session import AsyncSession, SessionOptions
+from mqttquic_lab.session.advice import called_from_here
 from mqttquic_lab.session.options import check_timeout
 from mqttquic_lab.session.probe import look_at
 
@@ -50,7 +51,8 @@ async def connect(
         return catch.made(await AsyncSession.open_with(where, settings))
 
     try:
-        core = await home.hop(connect())
+        with called_from_here():
+            core = await home.hop(connect())
     except BaseException:
         catch.drop()
         raise

@@ -19,6 +19,7 @@ from mqttquic_lab.handles.opening import (
 )
 from mqttquic_lab.handles.session import Session
 from mqttquic_lab.session import AsyncSession, SessionOptions
+from mqttquic_lab.session.advice import called_from_here
 from mqttquic_lab.session.options import check_timeout
 from mqttquic_lab.session.probe import look_at
 
@@ -43,8 +44,9 @@ def connect(target: Any, *, runtime: Literal["thread", "notebook"] | Runtime = "
     **options
         client_id, username, password, keepalive, clean_start, session_expiry_interval, receive_maximum,
         maximum_packet_size, topic_alias_maximum, will, user_properties, properties, version (``"5.0"`` or
-        ``"3.1.1"``), ca_file, ssl_context, verify, server_name, timeout, tuning, alpn, local_address,
-        streams, topic_streams, profile, trace_detail, trace_capacity; see :class:`mqttquic_lab.session.SessionOptions`.
+        ``"3.1.1"``), ca_file, ssl_context, verify, server_name, timeout, fallback, quic_timeout, tuning, alpn,
+        local_address, streams, topic_streams, profile, trace_detail, trace_capacity; see
+        :class:`mqttquic_lab.session.SessionOptions`.
 
     Returns
     -------
@@ -67,7 +69,8 @@ def connect(target: Any, *, runtime: Literal["thread", "notebook"] | Runtime = "
         return catch.made(await AsyncSession.open_with(where, settings))
 
     try:
-        core = Caller(home).call(settings.timeout, connect)
+        with called_from_here():
+            core = Caller(home).call(settings.timeout, connect)
     except BaseException:
         catch.drop()
         raise

@@ -155,6 +155,8 @@ class AsyncSession:
         )
         self._outlet = self._publisher
         if options.streams != "single" and connection.transport == "quic":
+            if not self.has_been_connected:
+                self._advise("data_stream")
             self._outlet = MappedPublisher(
                 self._streams,
                 self._publisher,

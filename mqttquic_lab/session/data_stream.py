@@ -45,6 +45,8 @@ class DataChannel(PacketStream):
         Something went wrong: where, and what.
     on_end : callable()
         The stream is over in both directions, once.
+    is_ours : bool
+        Whether we opened it: the side that did ends it in order.
 
     Attributes
     ----------
@@ -68,6 +70,7 @@ class DataChannel(PacketStream):
         on_packets: Callable[[list[Packet]], None],
         on_error: Callable[[str, LabError], None],
         on_end: Callable[[], None],
+        is_ours: bool = True,
     ) -> None:
         super().__init__(
             stream,
@@ -79,6 +82,7 @@ class DataChannel(PacketStream):
         )
         self.limit = control.limit
         self.over = False
+        self._is_ours = is_ours
         self.bytes_in = self.bytes_out = self.messages_out = 0
         self.riders: set[Waiting | Bulk] = set()
         self._control = control
@@ -170,7 +174,8 @@ class DataChannel(PacketStream):
         return error
 
     def _on_stream_end(self) -> None:
-        if self.sent_end:
+        if self.sent_end or not self._is_ours:
+            self.end_sending()
             self.finish()
         elif not self.over:
             self.stream.end()

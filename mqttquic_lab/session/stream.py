@@ -73,6 +73,7 @@ class AsyncStream:
             on_packets=self._on_packets,
             on_error=context.record,
             on_end=self._on_end,
+            is_ours=kind != "server",
         )
         limits = context.limits()
         # A broker that keeps one set of identifiers for the whole session must not see one twice.

@@ -112,6 +112,8 @@ class MemoryStream(ByteStream):
             piece = self._out.popleft()
             self._pending -= len(piece)
             peer.on_data(piece)
+            peer.connection._progressed()
+            self.connection._progressed()  # what acknowledgements are to QUIC
         if self._drained is not None and self._pending < HIGH_WATER:
             self._drained.set_result(None)
             self._drained = None
@@ -119,6 +121,7 @@ class MemoryStream(ByteStream):
             if self.ended and not self._end_delivered:
                 self._end_delivered = True
                 peer.on_end()
+                peer.connection._progressed()
             self.connection._flushed()
 
     def _wake(self) -> None:
@@ -145,6 +148,8 @@ class MemoryConnection(Connection):
         self.streams: list[MemoryStream] = []
         self.next_ids = {False: 4, True: 2}
         """Direction -> id of the next stream opened here (RFC 9000 section 2.1)."""
+        self._credit = {False: 100, True: 100}
+        self._moved = asyncio.Event()
         self._address = address
         self._closing: asyncio.Future[None] | None = None
 
@@ -165,11 +170,30 @@ class MemoryConnection(Connection):
 
     def open_stream(self, *, unidirectional: bool = False) -> MemoryStream:
         """Open a further stream towards the peer, which hears of it through ``on_stream``."""
+        assert self._credit[unidirectional] > 0, "beyond what the peer allows"
+        self._credit[unidirectional] -= 1
         number = self.next_ids[unidirectional]
         self.next_ids[unidirectional] = number + 4
         mine, theirs = self._pair(number)
         asyncio.get_running_loop().call_soon(lambda: self.peer.on_stream(theirs))
         return mine
+
+    def stream_credit(self, *, unidirectional: bool = False) -> int:
+        return self._credit[unidirectional]
+
+    def grant(self, credit: int, *, unidirectional: bool = False) -> None:
+        """Set how many more streams the other side lets this one open."""
+        self._credit[unidirectional] = credit
+        self._progressed()
+
+    async def progress(self) -> None:
+        """Wait until something has arrived, or been granted, or the end has come."""
+        if not self.is_closed:
+            await self._moved.wait()
+
+    def _progressed(self) -> None:
+        self._moved.set()
+        self._moved.clear()
 
     def _pair(self, number: int | None) -> tuple[MemoryStream, MemoryStream]:
         mine, theirs = MemoryStream(self, number), MemoryStream(self.peer, number)
@@ -200,6 +224,7 @@ class MemoryConnection(Connection):
         for side, result in ((self, mine), (self.peer, theirs)):
             if not side.closed.done():
                 side.closed.set_result(result)
+            side._progressed()
             for stream in side.streams:
                 stream._wake()
 
