@@ -111,6 +111,14 @@ class PacketChannel(PacketStream):
         self.write(data)
         return data
 
+    def sent_first(self, packet: Packet, data: bytes, packets: int) -> None:
+        """Take note of CONNECT, and of all that follows it in `data`: the transport has written it already."""
+        self.state = check_packet(Role.CLIENT, self.state, packet, self.version)
+        self.connection.trace.emit("mqtt", "packet_sent", type=packet.NAME, size=len(packet.encode(self.version)))
+        self._stats.packets_sent += packets
+        self._stats.bytes_sent += len(data)
+        self.keepalive.last_sent = self._loop.time()
+
     def write(self, data: bytes, packets: int = 1) -> None:
         """Write bytes that are `packets` whole packets."""
         self.stream.write(data)
@@ -251,6 +259,9 @@ class PacketChannel(PacketStream):
 
     def _on_foreign_stream(self, stream: ByteStream) -> None:
         if stream is self.stream:
+            return
+        if self.ended:
+            stream.reset(0)  # what it would carry comes again over the connection that carries the session on
             return
         if self.on_server_stream is not None:
             self.on_server_stream(stream)

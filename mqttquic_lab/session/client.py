@@ -15,6 +15,7 @@ from mqttquic_lab.records.log import MessageLog
 from mqttquic_lab.session.advice import warn_of
 from mqttquic_lab.session.channel import PacketChannel
 from mqttquic_lab.session.connecting import Connecting, checked_connect, deadline_of, open_transport
+from mqttquic_lab.session.early import EarlyPublished
 from mqttquic_lab.session.ending import farewell
 from mqttquic_lab.session.fallback import first_that_works
 from mqttquic_lab.session.feed import AsyncFeed
@@ -36,12 +37,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable, Mapping
     from types import TracebackType
 
-    from mqttquic_lab.mqtt import ConnAck, Connect, Disconnect, Packet
+    from mqttquic_lab.mqtt import ConnAck, Disconnect, Packet
     from mqttquic_lab.mqtt.profiles import Action
     from mqttquic_lab.net.stream import Connection
+    from mqttquic_lab.quic.reasons import CloseInfo
     from mqttquic_lab.records.decode import Decode
     from mqttquic_lab.records.message import Message
     from mqttquic_lab.records.migration import MigrationResult
+    from mqttquic_lab.session.early import FirstFlight
     from mqttquic_lab.session.results import EventName, PublishResult, PublishSummary
     from mqttquic_lab.session.streams import StreamInfo
 
@@ -93,6 +96,7 @@ class AsyncSession:
         self._channel = self._make_channel(connection)
         self._connecting = Connecting(self._channel, options, self.url)
         self._reconnector = Reconnector(self)
+        self._early: EarlyPublished
         self._handlers: dict[int, Callable[[Any], None]] = {
             2: self._on_connack,
             4: self._on_acknowledgement,
@@ -208,11 +212,11 @@ class AsyncSession:
         """Do what :meth:`open` does, with arguments already checked and a `report` that is filled in any case."""
 
         async def attempt(way: Target, settings: SessionOptions, reason: str | None) -> AsyncSession:
-            packet = checked_connect(settings, way)
+            first = checked_connect(settings, way, settings.publish_early)
             deadline = deadline_of(settings)
             facts = HandshakeReport(url=way.address.url, fallback_reason=reason) if report is None else report
-            connection = await open_transport(way, settings, facts)
-            return await cls._begin(connection, options, packet, way.address.url, deadline, target)
+            connection = await open_transport(way, settings, facts, first=first)
+            return await cls._begin(connection, options, first, way.address.url, deadline, target)
 
         return await first_that_works(target, options, attempt)
 
@@ -228,6 +232,8 @@ class AsyncSession:
             See :class:`SessionOptions`; those about the connection have no effect.
         """
         settings = SessionOptions.from_keywords("over", options)
+        if settings.publish_early:
+            raise UsageError("publish_early is for a connection that is yet to be opened: publish when connected")
         return await cls._begin(connection, settings, checked_connect(settings), "", deadline_of(settings))
 
     @classmethod
@@ -235,7 +241,7 @@ class AsyncSession:
         cls,
         connection: Connection,
         options: SessionOptions,
-        packet: Connect,
+        first: FirstFlight,
         url: str,
         deadline: float | None,
         target: Target | None = None,
@@ -246,7 +252,8 @@ class AsyncSession:
             connection.abort("the session could not be made")
             raise
         session._reconnector.target = target
-        await session._connecting.run(packet, deadline)
+        session._early = EarlyPublished(first.messages, session._publisher)
+        await session._connecting.run(first, deadline)
         return session
 
     def _on_connack(self, packet: ConnAck) -> None:
@@ -273,7 +280,7 @@ class AsyncSession:
             self._resume(bool(packet.session_present))
         else:
             # No earlier connection of this session object: a QoS 2 exchange that the broker resumes is new to us.
-            self._deliveries.resume(self.limits.receive_maximum)
+            self._deliveries.begin(self.limits.receive_maximum)
             self._note("connected", self.url)
         self.has_been_connected = True
         self._connecting.accepted()
@@ -312,7 +319,7 @@ class AsyncSession:
         await self._reconnector.reconnect(url, check_timeout(timeout))
 
     async def carry_on(
-        self, connection: Connection, options: SessionOptions, packet: Connect, url: str, deadline: float | None
+        self, connection: Connection, options: SessionOptions, first: FirstFlight, url: str, deadline: float | None
     ) -> None:
         """Go on over `connection`; the old one is left open until the broker, which takes the session over, answers."""
         old = self._channel
@@ -329,7 +336,7 @@ class AsyncSession:
         self._receiver.restart(self._channel.stream.id)
         self._open_streams()
         try:
-            await self._connecting.run(packet, deadline)
+            await self._connecting.run(first, deadline)
         finally:
             old.release()
         await self._subscriber.wait_renewed(deadline)
@@ -382,6 +389,12 @@ class AsyncSession:
     def connection(self) -> Connection:
         """The transport connection underneath."""
         return self._connection
+
+    @property
+    def close_info(self) -> CloseInfo | None:
+        """How the QUIC connection ended: code, reason and side; None while it has not, and over TLS and TCP."""
+        info: CloseInfo | None = getattr(self._connection, "close_info", None)
+        return info
 
     @property
     def version(self) -> str:
@@ -502,7 +515,8 @@ class AsyncSession:
         OperationTimeoutError
             No acknowledgement in time.
         DisconnectedError
-            The session is closed, or ended before the acknowledgement came.
+            The session is closed, or ended before the acknowledgement came. In the second case :meth:`reconnect` sends
+            the message again: do not publish it a second time.
         """
         if self._state != "connected":
             await self._usable("cannot publish", check_timeout(timeout))
@@ -549,6 +563,20 @@ class AsyncSession:
         if self._state != "connected":
             await self._usable("cannot publish", seconds)
         return await self._outlet.publish_many(messages, qos, retain, properties, timestamp, seconds)
+
+    async def early_published(self, *, timeout: float | str | None = 10.0) -> list[PublishResult]:
+        """Wait until the messages of ``publish_early`` are acknowledged, and return their results in order.
+
+        Raises
+        ------
+        PublishError
+            The broker refused one.
+        OperationTimeoutError
+            No acknowledgement in time.
+        DisconnectedError
+            The session ended before it came.
+        """
+        return await self._early.results(check_timeout(timeout))
 
     # Subscribing
 
@@ -740,6 +768,25 @@ class AsyncSession:
         if self._state != "connected":
             await self._usable("cannot ping", seconds)
         return await self._channel.ping(seconds)
+
+    async def update_keys(self, *, timeout: float | str | None = 5.0) -> int:
+        """Update the keys that protect the packets (QUIC only, RFC 9001 section 6) and return the key phase, 0 or 1.
+
+        ``handshake.key_phase`` and ``handshake.key_updates`` tell about it as well.
+
+        Raises
+        ------
+        UsageError
+            Not a session over QUIC.
+        OperationTimeoutError
+            The broker acknowledged nothing under the new keys in time.
+        DisconnectedError
+            The session is closed, or ended meanwhile.
+        """
+        seconds = check_timeout(timeout)
+        if self._state != "connected":
+            await self._usable("cannot update keys", seconds)
+        return await self._connection.update_keys(seconds)
 
     async def migrate(
         self, local: tuple[str, int] | str | None = None, *, force: bool = False, timeout: float | str | None = 5.0

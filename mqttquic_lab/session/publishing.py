@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.mqtt import Delivery, PubAck, PubComp, PubRec, Version
     from mqttquic_lab.session.data_stream import DataChannel
     from mqttquic_lab.session.packet_stream import PacketStream
+    from mqttquic_lab.session.quic_options import EarlyMessage
     from mqttquic_lab.session.results import SessionStats
 
 HIGH_WATER = 256 * 1024
@@ -181,6 +182,19 @@ class Publisher:
             if lane is not None:
                 lane.riders.discard(waiting)
 
+    def adopt(self, message: EarlyMessage, packet_id: int | None) -> asyncio.Future[PublishResult]:
+        """Take over a message that was written while the connection was opened; returns where its result will be."""
+        outcome: asyncio.Future[PublishResult] = asyncio.get_running_loop().create_future()
+        self._stats.messages_sent += 1
+        if packet_id is None:
+            outcome.set_result(_SENT)
+            return outcome
+        waiting = Waiting(outcome)
+        outcome.add_done_callback(_seen)
+        given = self._deliveries.send(message.topic, message.payload, message.qos, message.retain, None, waiting)
+        assert given == packet_id, "the session was not new"
+        return outcome
+
     def _begin(
         self,
         topic: str,
@@ -273,11 +287,13 @@ class Publisher:
                 size += len(packet)
                 summary.payload_bytes += len(data)
                 if size >= BATCH_BYTES:
+                    await self.ready.wait()
                     self._flush(parts, summary)
                     size = 0
                     await self.let_run(timeout)
         finally:
             # Also when a message cannot be sent: those before it were accepted.
+            await self.ready.wait()
             if parts and not self._channel.ended:
                 self._flush(parts, summary)
         await self.let_run(timeout)
@@ -421,6 +437,12 @@ def stamped(properties: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _no_lane(topic: str) -> None:
     """Have everything go on the publisher's own stream."""
+
+
+def _seen(outcome: asyncio.Future[PublishResult]) -> None:
+    """Look at an error that perhaps nobody asks for."""
+    if not outcome.cancelled():
+        outcome.exception()
 
 
 def _is_abandoned(delivery: Delivery) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mqttquic_lab.errors import DisconnectedError, UsageError
+from mqttquic_lab.errors import DisconnectedError, OperationTimeoutError, UsageError
 from mqttquic_lab.records.handshake import HandshakeReport
 from mqttquic_lab.session.connecting import checked_connect, deadline_of, open_transport
 from mqttquic_lab.session.fallback import first_that_works
@@ -58,18 +58,23 @@ class Reconnector:
         given_up = self._given_up
 
         async def attempt(way: Target, settings: SessionOptions, reason: str | None) -> None:
-            packet = checked_connect(settings, way)
+            first = checked_connect(settings, way)
             deadline = deadline_of(settings)
             report = HandshakeReport(url=way.address.url, fallback_reason=reason)
             # The old connection, if there still is one, goes on serving until the new one is there.
-            connection = await open_transport(way, settings, report, session.trace)
+            # So CONNECT may go early only if there is none: the broker would end it as soon as that arrives.
+            early = first if session.state != "connected" else None
+            connection = await open_transport(way, settings, report, session.trace, first=early)
             if given_up != self._given_up:
                 connection.abort("the session was closed meanwhile")
                 raise DisconnectedError("the session was closed while it reconnected")
-            await session.carry_on(connection, settings, packet, way.address.url, deadline)
+            await session.carry_on(connection, settings, first, way.address.url, deadline)
 
         try:
             await first_that_works(target, options, attempt)
+        except OperationTimeoutError:
+            self.target = target  # connected there, only not all answers have come
+            raise
         finally:
             self._is_busy = False
         self.target = target

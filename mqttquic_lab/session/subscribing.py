@@ -11,7 +11,7 @@ from mqttquic_lab.session.feed import AsyncFeed
 from mqttquic_lab.session.limits import ServerLimits, printable, said
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from mqttquic_lab.mqtt import PacketIds, SubAck, UnsubAck
     from mqttquic_lab.session.packet_stream import PacketStream
@@ -63,7 +63,7 @@ class Subscriber:
         self.ready.set()
         self.renewals: set[asyncio.Future[Any]] = set()
         """Answers to come for what is subscribed anew after a reconnect."""
-        self.on_refused: Callable[[SubscribeError], None] = _ignore
+        self.on_refused: Callable[[UsageError | SubscribeError], None] = _ignore
         """Told when one of those is a refusal."""
 
     # Subscribing
@@ -365,8 +365,14 @@ class Subscriber:
         else:
             count = self._renew()
         for packet_id, request in waiting.items():
-            self._requests[packet_id] = request
-            channel.send(request.packet)
+            try:
+                channel.send(request.packet)
+            except UsageError as error:  # it is too large for this connection
+                self._ids.release(packet_id)
+                assert request.future is not None
+                request.future.set_exception(error)
+            else:
+                self._requests[packet_id] = request
         return count
 
     async def wait_renewed(self, deadline: float | None) -> None:
@@ -384,7 +390,7 @@ class Subscriber:
         """Subscribe everything anew, feed by feed, so that no packet grows larger than the first time."""
         self.renewals.clear()
         done: set[str] = set()
-        for feed in self.feeds:
+        for feed in tuple(self.feeds):
             groups: dict[int | None, list[Subscription]] = {}
             for topic_filter in feed.filters:
                 current = self._router.current(topic_filter)
@@ -411,7 +417,14 @@ class Subscriber:
             if not future.cancelled() and future.exception() is None:
                 self._renewed(filters, future.result())
 
-        request = self._request(Subscribe, filters, lambda packet_id: Subscribe(packet_id, subscriptions, properties))
+        try:
+            request = self._request(
+                Subscribe, filters, lambda packet_id: Subscribe(packet_id, subscriptions, properties)
+            )
+        except (UsageError, SubscribeError) as error:  # too large for this connection, or no identifier is free
+            for feed in [feed for feed in self.feeds if set(feed.filters) & set(filters)]:
+                self._give_up(feed, error, {})
+            return
         assert request.future is not None
         request.future.add_done_callback(answered)
         self.renewals.add(request.future)
@@ -424,15 +437,18 @@ class Subscriber:
             if not refused:
                 feed.granted = {**feed.granted, **{f: codes[f] for f in feed.filters if f in codes}}
                 continue
-            orphans = self._router.remove(feed, feed.filters)
-            self._send_unsubscribe([f for f in orphans if codes.get(f, 0) < 0x80])
-            self.feeds.remove(feed)
-            refusal = _refusal("subscribe anew to", refused, len(filters), answer)
-            self.on_refused(refusal)
-            feed.end(refusal)
+            self._give_up(feed, _refusal("subscribe anew to", refused, len(filters), answer), codes)
+
+    def _give_up(self, feed: AsyncFeed, error: UsageError | SubscribeError, codes: Mapping[str, int]) -> None:
+        """End a feed that cannot be subscribed anew; `codes` are what the broker answered for its filters."""
+        orphans = self._router.remove(feed, feed.filters)
+        self._send_unsubscribe([f for f in orphans if codes.get(f, 0x80) < 0x80])
+        self.feeds.remove(feed)
+        self.on_refused(error)
+        feed.end(error)
 
 
-def _ignore(_: SubscribeError) -> None:
+def _ignore(_: UsageError | SubscribeError) -> None:
     """Nobody wants to know."""
 
 
