@@ -71,6 +71,8 @@ class LossyRelay:
         Where clients connect to.
     blackhole : bool
         While True nothing passes.
+    blocked : set of str
+        Clients' hosts from and to which nothing passes.
     passed, dropped, duplicated, reordered, corrupted : int
         Datagrams so treated.
     to_server, to_client : list of bytes
@@ -94,6 +96,7 @@ class LossyRelay:
     ) -> None:
         self.ills = ills or Ills()
         self.blackhole = False
+        self.blocked: set[str] = set()
         self.passed = self.dropped = self.duplicated = self.reordered = self.corrupted = 0
         self.to_server: list[bytes] = []
         self.to_client: list[bytes] = []
@@ -188,7 +191,8 @@ class LossyRelay:
         number = self._count[to_server, client]
         if self._only_first is not None and number > self._only_first:
             ills = Ills()
-        drop = self.blackhole or draw() < ills.drop or (to_server and number in self._lost_to_server)
+        silent = self.blackhole or client[0] in self.blocked
+        drop = silent or draw() < ills.drop or (to_server and number in self._lost_to_server)
         if len(self.log) < MAX_LOG:
             self.log.append(Passage(client, to_server, data, not drop))
         if drop:
