@@ -301,9 +301,9 @@ class Mover:
         try:
             sock = connected_udp(target, local)
         except OSError as error:
-            where = f"from {host_port(str(local[0]), int(local[1]))} " if local is not None else ""
+            where = f" from {host_port(str(local[0]), int(local[1]))}" if local is not None else ""
             raise MigrationError(
-                f"{host_port(*plain_address(target))} cannot be reached {where}: {error.strerror or error}",
+                f"{host_port(*plain_address(target))} cannot be reached{where}: {error.strerror or error}",
                 problem="unreachable",
             ) from error
         endpoint = Endpoint(sock, peer=address)
