@@ -132,7 +132,7 @@ class FlowBook:
     def __repr__(self) -> str:
         return f"<FlowTable of the {self.role.name.lower()}: {len(self)} flows, {len(self._by_stream)} with a stream>"
 
-    # Dropping state --------------------------------------------------------------------------------------------------
+    # Dropping state -----------------------------------------------------------------------------------------------
 
     def _detach(self, flow: Flow) -> tuple[tuple[Delivery, ...], tuple[str, ...]]:
         if flow.stream_id is not None:
@@ -143,7 +143,6 @@ class FlowBook:
         """Remove a flow with all its state."""
         given_up, unsubscribed = flow.forget(own_deliveries=self._shared is None)
         self._detach(flow)
-        flow.expires_at = None
         del self._flows[flow_key(flow.header)]
         return Change(flow, removed=True, given_up=given_up, unsubscribed=unsubscribed)
 

@@ -196,9 +196,12 @@ def test_flags_decide_what_survives_a_reconnect(bits: int) -> None:
     assert [delivery.token for delivery in change.given_up] == ([] if kept[0] else ["told"])
     assert change.unsubscribed == (() if kept[2] else ("a/#",))
     assert (flow.stream_id, flow.phase, server.next_deadline()) == (None, FlowPhase.IDLE, 70)
+    assert flow.deliveries.quota == 0  # what is sent meanwhile waits
+    flow.active = True
     again = server.accept(client_flow(flags=flags), 4, now=69)
     assert (again.flow, again.recovered) == (flow, True)
     assert state(flow) == kept
+    assert (flow.active, flow.expires_at) == (False, None)
     resent = flow.deliveries.resume()
     assert [(item.packet_id, getattr(item, "dup", None)) for item in resent] == ([(1, True)] if kept[0] else [])
     assert server.next_deadline() is None
@@ -253,7 +256,8 @@ def test_recovering_again_after_no_flow_state_closes_the_connection() -> None:
     assert server.fail(12, error, now=0).close is ConnectionCode.TOO_MANY_RECOVER_ATTEMPTS
     assert the_flow(server.accept(client_flow(4, flags=FlowFlags(clean=True)), 16, now=0)).id == 4
     server.abort(16, CODE.FLOW_CANCELLED, now=0)
-    fails(server, 20, insisting)  # a clean start wipes the slate: this is a first attempt again
+    error = fails(server, 20, insisting)
+    assert error.level is ErrorLevel.STREAM  # a clean start wipes the slate: this is a first attempt again
 
 
 def test_failed_recoveries_are_remembered_within_bounds() -> None:
@@ -267,10 +271,12 @@ def test_failed_recoveries_are_remembered_within_bounds() -> None:
 
 def test_the_owner_learns_that_there_is_no_state() -> None:
     client = FlowTable(C)
+    client.open(0, now=0, flow_id=0)
     flow = the_flow(client.open(4, now=0, flags=KEEP, expire_interval=60))
+    client.accept(FlowHeader(FlowType.SERVER_DATA, 1, 60), 1, now=0)
     fill(flow)
     client.connection_lost(now=0)
-    assert client.recoverable == [flow]
+    assert (len(client), client.recoverable) == (3, [flow])
     insisting = FlowFlags(abort_if_no_state=True, persistent_qos=True)
     change = client.open(4, now=1, flow_id=2, flags=insisting)
     assert change.recovered
