@@ -17,11 +17,12 @@ from mqttquic_lab.broker.connecting import (
     new_client_id,
 )
 from mqttquic_lab.broker.flows import ALPN, FlowStreams
-from mqttquic_lab.broker.pipeline import Pipeline
+from mqttquic_lab.broker.mqttv5 import Mqttv5Streams
+from mqttquic_lab.broker.pipeline import PINGRESP, Pipeline
 from mqttquic_lab.broker.status import ClientInfo
 from mqttquic_lab.broker.streams import Streams
 from mqttquic_lab.errors import ProtocolError
-from mqttquic_lab.mqtt import ConnAck, Connect, Disconnect, PingReq, PingResp, ReasonCode, reason_text
+from mqttquic_lab.mqtt import ConnAck, Connect, Disconnect, PingReq, ReasonCode, reason_text
 from mqttquic_lab.mqtt.keepalive import ServerKeepAlive
 from mqttquic_lab.mqtt.reason_codes import ALLOWED
 from mqttquic_lab.mqtt.state import ConnectionState, Role, check_packet
@@ -75,7 +76,12 @@ class Client(Pipeline):
         self._verdict_task: asyncio.Task[None] | None = None
         self._keepalive_timer: TimerHandle | None = None
         self._pending_seen = 0
-        self._streams = (FlowStreams if connection.report.alpn == ALPN else Streams)(self, server)
+        kind: type[Streams] = Streams
+        if server.profile.name == "mqttv5":
+            kind = Mqttv5Streams
+        elif connection.report.alpn == ALPN:
+            kind = FlowStreams
+        self._streams = kind(self, server)
         self._connect_timer = server.clock.call_later(server.config.connect_timeout, self._connect_timed_out)
         connection.closed.add_done_callback(self._on_closed)
         if stream is None:
@@ -359,6 +365,3 @@ class Client(Pipeline):
 def _as_text(reason: str) -> str:
     """Return `reason` as a reason string that can be sent."""
     return reason[:1000].encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-PINGRESP = PingResp().encode()

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mqttquic_lab.broker.pipeline import ignore
+from mqttquic_lab.broker.pipeline import PINGRESP, ignore
 from mqttquic_lab.broker.streams import DataStream, Streams
 from mqttquic_lab.errors import ProtocolError
-from mqttquic_lab.mqtt import PingReq, PingResp, Subscribe, Unsubscribe
+from mqttquic_lab.mqtt import PingReq, Subscribe, Unsubscribe
 from mqttquic_lab.mqtt.deliveries import Deliveries
 from mqttquic_lab.mqtt.flow_codes import StreamCode
 from mqttquic_lab.mqtt.flow_header import FlowHeader, FlowHeaderDecoder, FlowType
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from mqttquic_lab.net.stream import ByteStream
 
 ALPN = "MQTT-next"
-PINGRESP = PingResp().encode()
 
 
 class SessionFlows:
@@ -130,16 +129,20 @@ class HeaderReader:
         Called when it is no header, or the stream ends inside it.
     gone : callable()
         Called when the stream is reset before that.
+    required : bool
+        Whether every stream begins with a header; else `done` is called with None where there is none.
     """
 
     def __init__(
         self,
         stream: ByteStream,
-        done: Callable[[FlowHeader, bytes], None],
+        done: Callable[[Any, bytes], None],
         failed: Callable[[ProtocolError], None],
         gone: Callable[[], None],
+        *,
+        required: bool = True,
     ) -> None:
-        self._decoder = FlowHeaderDecoder()
+        self._decoder = FlowHeaderDecoder(required=required)
         self._done = done
         self._failed = failed
         stream.on_data = self._on_data
@@ -152,7 +155,7 @@ class HeaderReader:
         except ProtocolError as error:
             self._failed(error)
             return
-        if header is not None:
+        if self._decoder.done:
             self._done(header, self._decoder.rest)
 
     def _on_end(self) -> None:
@@ -202,7 +205,7 @@ class FlowStream(DataStream):
         if self._streams.book.table.check_packet(self._id, packet, Role.CLIENT) is None:
             return  # another stream has taken the flow over (MQoQ 9.14)
         if type(packet) is PingReq:
-            self.outbox.write(PINGRESP)
+            self._answer(PINGRESP)
             return
         super()._handle(packet)
 

@@ -20,6 +20,7 @@ from mqttquic_lab.broker.subscribing import RetainedDelivery, subscribe, unsubsc
 from mqttquic_lab.errors import MalformedPacketError, ProtocolError
 from mqttquic_lab.mqtt import (
     PacketDecoder,
+    PingResp,
     PubAck,
     PubComp,
     Publish,
@@ -46,6 +47,9 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECT = 512 * 1024
 """Bytes that a client may send before its CONNECT is complete: five properties and texts of 64 KiB each."""
+
+
+PINGRESP = PingResp().encode()
 
 
 def ignore(*_: object) -> None:
@@ -242,6 +246,10 @@ class Pipeline(Holdable):
             for client in clients:
                 client.outbox.push(packets, count)
 
+    def _answer(self, packet: bytes) -> None:
+        """Send an answer to where it belongs: back on the same stream."""
+        self.outbox.write(packet)
+
     def _handle(self, packet: Packet) -> None:
         self.state = check_packet(Role.CLIENT, self.state, packet, self.version)
         self.HANDLERS[type(packet)](self, packet)
@@ -260,7 +268,7 @@ class Pipeline(Holdable):
             nobody = self.version == 5 and self._router.route(topic).is_empty
             received = session.deliveries.receive(packet, ReasonCode.NO_MATCHING_SUBSCRIBERS if nobody else 0)
             assert received.reply is not None
-            self.outbox.write(received.reply.encode(self.version))
+            self._answer(received.reply.encode(self.version))
             if not received.deliver:
                 return
         now = self._server.clock.time()
@@ -295,12 +303,12 @@ class Pipeline(Holdable):
         assert session is not None
         reply = session.acknowledge(packet)
         if reply is not None:
-            self.outbox.write(reply.encode(self.version))
+            self._answer(reply.encode(self.version))
         self.on_room()
 
     def _on_pubrel(self, packet: PubRel) -> None:
         assert self.session is not None
-        self.outbox.write(self.session.deliveries.release(packet).encode(self.version))
+        self._answer(self.session.deliveries.release(packet).encode(self.version))
 
     def on_room(self) -> None:
         """Send what waited for room: in the connection, or among the unacknowledged messages."""
@@ -313,12 +321,12 @@ class Pipeline(Holdable):
     def _on_subscribe(self, packet: Subscribe) -> None:
         assert self.session is not None
         answer = subscribe(self._server, self.session, packet, self._retained)
-        self.outbox.write(answer.encode(self.version))
+        self._answer(answer.encode(self.version))
         self._retained.pump()
 
     def _on_unsubscribe(self, packet: Unsubscribe) -> None:
         assert self.session is not None
-        self.outbox.write(unsubscribe(self._server, self.session, packet).encode(self.version))
+        self._answer(unsubscribe(self._server, self.session, packet).encode(self.version))
 
     # --- what others ask ----------------------------------------------------------------------------------------
 

@@ -248,7 +248,7 @@ class Streams:
         is_quic = client.connection.transport == "quic"
         if not self.serves(stream) or not is_quic or len(self._open) + len(self._early) >= limit:
             self._server.counters.streams_refused += 1
-            stream.reset(RESET_CODE)
+            stream.reset(profile.refusal_code)
         elif client.session is not None:
             self._serve(stream)
         elif client.state is ConnectionState.IDLE and profile.before_connect == "close":

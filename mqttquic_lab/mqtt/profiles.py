@@ -56,6 +56,8 @@ class BrokerProfile:
     unidirectional : bool
         Whether client-opened unidirectional streams are served (PUBLISH; acknowledgements on the control stream).
         False: answered with STOP_SENDING, code 0.
+    refusal_code : int
+        Application error code with which streams that are not served are reset.
     state_per_stream : bool
         Whether each data stream has packet identifiers, in-flight messages and subscriptions of its own. False: they
         are those of the session, on whichever stream a packet comes.
@@ -100,6 +102,7 @@ class BrokerProfile:
     title: str
     bidirectional: Literal["data", "connection", "none"] = "data"
     unidirectional: bool = False
+    refusal_code: int = 0
     state_per_stream: bool = True
     before_connect: Literal["hold", "close"] = "hold"
     delivery: Delivery = "subscribing-stream"
@@ -147,14 +150,14 @@ _REFUSALS: Final[Mapping[Action, tuple[Callable[[BrokerProfile], bool], str]]] =
     ),
     "data_stream": (
         lambda p: p.bidirectional == "data",
-        "takes every stream for an MQTT connection of its own, which needs its own CONNECT: use streams='single'",
+        "serves no bidirectional data streams: use streams='single'",
     ),
     "unidirectional_stream": (
         lambda p: p.unidirectional,
         "answers unidirectional streams with STOP_SENDING(0): use bidirectional ones",
     ),
     "subscribe_on_data_stream": (
-        lambda p: p.bidirectional == "data",
+        lambda p: p.bidirectional == "data" or p.unidirectional,
         "serves no data streams: subscribe on the control stream",
     ),
     "unsubscribe_on_other_stream": (
@@ -220,15 +223,30 @@ PROFILES: Final[Mapping[str, BrokerProfile]] = {
         BrokerProfile(
             "mqttv5",
             "mqttv5",
+            bidirectional="none",
             unidirectional=True,
+            refusal_code=0xB5,
             state_per_stream=False,
             delivery="per-topic",
+            max_delivery_streams=100,
+            max_streams_bidi=100,
+            max_streams_uni=100,
+            connection_window=1024 * 1024,
+            stream_window=256 * 1024,
+            idle_timeout=60.0,
             early_data=True,
             enhanced_authentication=True,
             datagrams=True,
             flows=True,
-            notes=("Deliveries come on bidirectional streams that the server opens, one per topic.",),
-            sources=("LabOverWire/mqtt-lib, crates.io mqttv5-cli",),
+            close_codes={0: "normal", 0xB2: "unspecified", 0xB3: "too many recover attempts", 0xB4: "protocol error"},
+            notes=(
+                "Deliveries come on bidirectional streams that the server opens, one per topic, with a flow header.",
+                "Who stops such a stream (STOP_SENDING) loses the session.",
+                "All answers come on the control stream; packet identifiers are the session's.",
+                "A malformed packet on a data stream closes the connection.",
+                "The embedded broker reads its flow headers but keeps no subscriptions per flow.",
+            ),
+            sources=("LabOverWire/mqtt-lib, crates.io mqttv5-cli", "observed on mqttv5-cli 0.29.10"),
         ),
     )
 }

@@ -24,9 +24,11 @@ from mqttquic_lab.mqtt import (
     UnsubAck,
     Unsubscribe,
 )
+from mqttquic_lab.mqtt.flow_header import FlowHeaderDecoder
 
 if TYPE_CHECKING:
     from mqttquic_lab.mqtt import Packet, Version, Will
+    from mqttquic_lab.mqtt.flow_header import FlowHeader
     from mqttquic_lab.net.stream import ByteStream, Connection
 
 P = TypeVar("P")
@@ -59,6 +61,9 @@ class Peer:
         """Error code with which the broker reset the stream."""
         self.opened: asyncio.Queue[Peer] = asyncio.Queue()
         """Streams that the broker opened."""
+        self.header: FlowHeader | None = None
+        """The flow header with which a stream that the broker opened began, if there was one."""
+        self._header_decoder = FlowHeaderDecoder(required=False)
         self._decoder = PacketDecoder(version, receiver="client")
         self._arrived = asyncio.Event()
         self.stream.on_data = self._on_data
@@ -89,6 +94,9 @@ class Peer:
         return await self.was_reset()
 
     def _on_data(self, data: bytes) -> None:
+        if not self._header_decoder.done:
+            self.header = self._header_decoder.feed(data)
+            data = self._header_decoder.rest
         self.inbox.extend(self._decoder.feed(data))
         self._arrived.set()
 

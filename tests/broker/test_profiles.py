@@ -14,7 +14,20 @@ import mqttquic_lab as mq
 from mqttquic_lab.broker.config import BrokerConfig
 from mqttquic_lab.broker.server import BrokerServer
 from mqttquic_lab.errors import UsageError
-from mqttquic_lab.mqtt import Connect, Disconnect, PingReq, PubAck, Publish, PubRec
+from mqttquic_lab.mqtt import (
+    Connect,
+    Disconnect,
+    PingReq,
+    PingResp,
+    PubAck,
+    PubComp,
+    Publish,
+    PubRec,
+    PubRel,
+    SubAck,
+    Subscribe,
+    Subscription,
+)
 from mqttquic_lab.mqtt.profiles import PROFILES, profile_named
 from mqttquic_lab.net.address import parse_url
 from mqttquic_lab.net.certificates import Trust
@@ -301,38 +314,90 @@ async def test_mqttv5_delivers_on_a_stream_per_topic(make_lab: MakeLab) -> None:
         await writer.publish(topic, b"%d" % number, number)
     one, two = await control.was_opened(), await control.was_opened()
     assert [cast("int", stream.stream.id) & 3 for stream in (one, two)] == [1, 1]
-    assert [(m.topic, m.payload) for m in (await one.message(), await one.message())] == [
-        ("a/1", b"0"),
-        ("a/1", b"2"),
-    ]
+    assert (await one.message()).payload == b"0"
+    second = await one.expect(Publish)
+    assert (second.topic, second.payload, second.qos) == ("a/1", b"2", 2)
     assert (await two.message()).topic == "a/2"
+    assert one.header is not None
+    assert one.header.encode() == b"\x13\x03\x41\x2c\x00"
+    assert two.header is not None
+    assert two.header.flow_id == 5
+    assert second.packet_id is not None
+    one.send(PubRec(second.packet_id, 0, {}))
+    assert (await control.expect(PubRel)).packet_id == second.packet_id  # every answer comes on the control stream
+    one.send(PubComp(second.packet_id, 0, {}))
     await lab.server.wait_for(lambda: all(client.inflight == 0 for client in lab.server.clients()))
     assert await control.sync() == []
     assert next(client for client in lab.server.clients() if client.client_id == "x").messages_out == 3
 
 
-async def test_mqttv5_keeps_subscriptions_and_packet_ids_per_session(make_lab: MakeLab) -> None:
+async def test_mqttv5_handshake(make_lab: MakeLab) -> None:
+    lab = await make_lab("mqttv5")
+    peer = await lab.attach(alpn=("mqtt", "MQTT-next"))
+    assert peer.connection.report.alpn == "MQTT-next"  # the server's preference
+    assert (await peer.connect("x")).reason_code == 0  # and no flow header on stream 0, whatever the ALPN
+    parameters = private.transport_parameters(quic(peer).engine, "remote")
+    assert parameters is not None
+    assert (parameters.initial_max_streams_bidi, parameters.initial_max_streams_uni) == (100, 100)
+    assert parameters.initial_max_stream_data_bidi_remote == 256 * 1024
+
+
+async def test_mqttv5_refuses_bidirectional_data_streams(make_lab: MakeLab) -> None:
     lab = await make_lab("mqttv5")
     control = await lab.join()
-    data = control.open()
-    assert await data.subscribe("a", qos=1) == [1]
-    assert await control.unsubscribe("a") == [0]
-    await data.subscribe("a", qos=1)
-    data.stream.end()
-    await data.closed()
-    for topic in ("a", "a"):
-        await control.publish(topic, b"", 1)
-    delivery = await control.was_opened()
-    assert [(await delivery.message()).packet_id for _ in range(2)] == [1, 2]
+    assert await control.open().send_and_reset(publish("a", b"", 1, 1)) == 0xB5
+    assert await control.sync() == []
 
 
-async def test_mqttv5_acknowledges_unidirectional_publishes_on_the_control_stream(make_lab: MakeLab) -> None:
+@pytest.mark.parametrize("header", [b"", b"\x12\x02\x00\x00"], ids=["plain", "with a flow header"])
+async def test_mqttv5_answers_unidirectional_streams_on_the_control_stream(make_lab: MakeLab, header: bytes) -> None:
     lab = await make_lab("mqttv5")
     control = await lab.join()
     stream = control.open(unidirectional=True)
-    stream.send(publish("a", b"x", 2, 5))
-    stream.stream.end()
+    stream.send(header + Subscribe(3, (Subscription("a", 1, False, False, 0),), {}).encode(5))
+    assert (await control.expect(SubAck)).packet_id == 3
+    stream.send(publish("b", b"x", 2, 5))
     assert (await control.expect(PubRec)).packet_id == 5
+    stream.send(PingReq())
+    await control.expect(PingResp)
+    stream.stream.end()
+    control.send(PubRel(5, 0, {}))
+    assert (await control.expect(PubComp)).reason_code == 0
+    assert await control.unsubscribe("a") == [0]
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [(b"\x11\x00\x00", 0xB5), (b"\x14\x02", 0xBE), (b"\x12\x03\x00\x00", 0xB6), (b"\x13\x03\x00\x00", 0xB6),
+     (b"\x12\x02\x00\x03", 0xBF), (b"\x12\x02\x00\x02", 0xB3)],
+)  # fmt: skip
+async def test_mqttv5_refuses_headers(make_lab: MakeLab, header: bytes, code: int) -> None:
+    lab = await make_lab("mqttv5")
+    control = await lab.join()
+    assert await control.open(unidirectional=True).send_and_reset(header) == code
+    assert await control.sync() == []
+
+
+async def test_mqttv5_closes_the_connection_for_garbage_on_a_data_stream(make_lab: MakeLab) -> None:
+    lab = await make_lab("mqttv5")
+    control = await lab.join()
+    control.open(unidirectional=True).send(b"\xf7\x02xx")
+    await control.closed()
+    info = quic(control).close_info
+    assert info is not None
+    assert info.error_code == 0xB4
+
+
+async def test_mqttv5_ends_who_stops_a_delivery_stream(make_lab: MakeLab) -> None:
+    lab = await make_lab("mqttv5")
+    control = await lab.join()
+    await control.subscribe("a")
+    control.send(publish("a", b"x"))
+    (await control.was_opened()).stream.reset(0)
+    await control.closed()
+    info = quic(control).close_info
+    assert info is not None
+    assert info.error_code == 0xB2
 
 
 async def test_mqttv5_retires_the_topic_used_longest_ago(make_lab: MakeLab) -> None:
@@ -346,20 +411,18 @@ async def test_mqttv5_retires_the_topic_used_longest_ago(make_lab: MakeLab) -> N
     oldest = await control.was_opened()
     await oldest.expect(Publish)
     await oldest.closed()
-    oldest.send(PubRec(1, 0, {}))  # its answer cannot come on a stream that has ended
-    assert (await control.next()).NAME == "PUBREL"
+    oldest.send(PubRec(1, 0, {}))  # what is acknowledged there is still read
+    assert (await control.expect(PubRel)).packet_id == 1
 
 
 async def test_a_client_that_lets_no_streams_be_opened_gets_all_on_the_control_stream(make_lab: MakeLab) -> None:
     lab = await make_lab("mqttv5")
-    server = lab.server
     control = await lab.join()
-    (client,) = server._clients
+    (client,) = lab.server._clients
     cast("Any", client.connection).engine._remote_max_streams_bidi = 0
     await control.subscribe("a")
     control.send(publish("a", b"x", 1, 1))
-    kinds = {(await control.next()).NAME for _ in range(2)}
-    assert kinds == {"PUBLISH", "PUBACK"}
+    assert {(await control.next()).NAME for _ in range(2)} == {"PUBLISH", "PUBACK"}
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -389,7 +452,9 @@ def test_every_profile_names_its_sources() -> None:
         ("emqx", "flows", "MQTT-next"),
         ("emqx", "data_stream", None),
         ("emqx", "enhanced_authentication", None),
-        ("rocketmq", "data_stream", "its own CONNECT"),
+        ("rocketmq", "data_stream", "no bidirectional data streams"),
+        ("mqttv5", "data_stream", "no bidirectional data streams"),
+        ("mqttv5", "subscribe_on_data_stream", None),
         ("rocketmq", "subscribe_on_data_stream", "control stream"),
         ("rocketmq", "enhanced_authentication", "AUTH"),
         ("rocketmq", "early_data", "0-RTT"),

@@ -1,0 +1,139 @@
+"""Streams as the mqttv5 broker serves them (profile ``mqttv5``), observed on mqttv5-cli 0.29.
+
+The client publishes and subscribes on unidirectional streams, with or without a flow header; every answer comes on the
+control stream. Deliveries come on bidirectional streams that the broker opens, one per topic, each with a header of
+its own, whatever the ALPN. Packet identifiers and subscriptions are the session's.
+
+Of its flows only the headers are reproduced: a flow keeps no subscriptions of its own here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mqttquic_lab.broker.flows import HeaderReader
+from mqttquic_lab.broker.pipeline import PINGRESP, ignore
+from mqttquic_lab.broker.streams import DataStream, Streams
+from mqttquic_lab.mqtt import PingReq
+from mqttquic_lab.mqtt.flow_codes import ConnectionCode, FlowError, StreamCode
+from mqttquic_lab.mqtt.flow_header import FlowHeader, FlowType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mqttquic_lab.broker.client import Client
+    from mqttquic_lab.broker.server import BrokerServer
+    from mqttquic_lab.errors import ProtocolError
+    from mqttquic_lab.net.stream import ByteStream
+
+FLOW_EXPIRE_INTERVAL = 300
+"""Seconds that its delivery streams announce."""
+FIRST_FLOW_ID = 3
+"""Flow id of the first delivery stream of a connection; 1 is never used."""
+
+
+class Mqttv5Stream(DataStream):
+    """A unidirectional stream of the client's, or one that we opened for a topic."""
+
+    def __init__(self, client: Client, streams: Streams, stream: ByteStream, server: BrokerServer) -> None:
+        self._client = client
+        super().__init__(client, streams, stream, server)
+        self._handlers = self.HANDLERS
+
+    def _answer(self, packet: bytes) -> None:
+        self._client.outbox.write(packet)
+
+    def _on_pingreq(self, packet: PingReq) -> None:
+        self._answer(PINGRESP)
+
+    def _fail(self, error: ProtocolError) -> None:
+        self._stats.stream_errors += 1
+        self._client.abandon(str(error), ConnectionCode.PROTOCOL_L0)
+
+    def _on_reset(self, error_code: int) -> None:
+        # RESET_STREAM and STOP_SENDING are two frames: see what is left of the stream when both were read.
+        self._server.call_soon(self._was_reset)
+
+    def _was_reset(self) -> None:
+        if self.is_ended or self.stream is None:
+            return
+        if not self.can_answer:
+            self.close()
+        elif not self.stream.is_writable:  # it cannot deliver, and takes that for the end of the client
+            self._client.abandon("a delivery stream was stopped", ConnectionCode.UNSPECIFIED)
+
+    HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {**DataStream.HANDLERS, PingReq: _on_pingreq}
+
+
+class Mqttv5Streams(Streams):
+    """The streams of one client of a broker with the profile ``mqttv5``."""
+
+    def __init__(self, client: Client, server: BrokerServer) -> None:
+        super().__init__(client, server)
+        self._next_flow_id = FIRST_FLOW_ID
+        self._known: set[int] = set()
+        self._unread: dict[int, ByteStream] = {}
+
+    def _serve(self, stream: ByteStream) -> None:
+        number = stream.id or 0
+        self._unread[number] = stream
+
+        def done(header: FlowHeader | None, rest: bytes) -> None:
+            code = None if header is None else self._refusal(header)
+            if code is not None:
+                refuse(code)
+                return
+            del self._unread[number]
+            served = self._add(stream)
+            if rest:
+                served.feed(rest)
+
+        def refuse(code: int) -> None:
+            self._unread.pop(number, None)
+            self._server.counters.stream_errors += 1
+            stream.on_data = stream.on_end = stream.on_reset = ignore
+            stream.reset(code)
+            self._server.changed()
+
+        HeaderReader(
+            stream,
+            done,
+            lambda error: refuse(error.code if isinstance(error, FlowError) else StreamCode.NO_ERROR),
+            lambda: refuse(StreamCode.NO_ERROR),
+            required=False,
+        )
+
+    def _refusal(self, header: FlowHeader) -> StreamCode | None:
+        """Return the code with which a header is refused."""
+        if header.type is FlowType.CONTROL:
+            return StreamCode.STREAM_TYPE
+        if header.type is FlowType.USER_DEFINED:
+            return StreamCode.FLOW_REFUSED
+        if header.type is FlowType.SERVER_DATA or header.flow_id & 1:
+            return StreamCode.BAD_FLOW_ID
+        if header.flags.abort_if_no_state:
+            if header.flags.clean:
+                return StreamCode.DISCARD_STATE
+            if header.flow_id not in self._known:
+                return StreamCode.NO_FLOW_STATE
+        if len(self._known) < 256:
+            self._known.add(header.flow_id)
+        return None
+
+    def _add(self, stream: ByteStream) -> DataStream:
+        number = stream.id or 0
+        served = Mqttv5Stream(self._client, self, stream, self._server)
+        self._open[number] = served
+        self._server.counters.streams_total += 1
+        if number & 1:
+            served.outbox.write(FlowHeader(FlowType.SERVER_DATA, self._next_flow_id, FLOW_EXPIRE_INTERVAL).encode())
+            self._next_flow_id += 2
+        return served
+
+    def close(self) -> None:
+        """End all of them with the client."""
+        for stream in self._unread.values():
+            stream.on_data = stream.on_end = stream.on_reset = ignore
+            stream.reset(0)
+        self._unread.clear()
+        super().close()
