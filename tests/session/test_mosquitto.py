@@ -14,6 +14,7 @@ from mqttquic_lab.errors import ConnectRefusedError, DisconnectedError
 from mqttquic_lab.mqtt import Will
 from mqttquic_lab.session import AsyncSession
 from tests.helpers.peers import running
+from tests.session.load import Load
 from tests.session.scripted import hang
 
 if TYPE_CHECKING:
@@ -130,3 +131,39 @@ async def test_a_stranger_is_refused(identities: Identities, tmp_path: Path, ver
         with pytest.raises(ConnectRefusedError, match="username and password") as caught:
             await broker.open(version=version)
         assert caught.value.reason_code == 0x87
+
+
+async def test_a_session_moves_between_tls_and_tcp_under_load(identities: Identities, tmp_path: Path) -> None:
+    settings = ("allow_anonymous true", "max_queued_messages 0")
+    kept = {"session_expiry_interval": 60, "client_id": "sender"}
+    async with (
+        mosquitto_with(identities, tmp_path, *settings) as broker,
+        await broker.open("mqtts", **kept) as sender,
+        await broker.open("mqtt", **{**kept, "client_id": "receiver"}) as receiver,
+    ):
+        load = await Load.start(sender, receiver)
+        await load.until(0.2)
+        await hang(sender.reconnect(broker.urls["mqtt"]))
+        await hang(receiver.reconnect(broker.urls["mqtts"]))
+        await load.until(0.5)
+        await hang(sender.reconnect(broker.urls["mqtts"]))
+        await load.check()
+        assert [(event.what, event.transport) for event in sender.events] == [
+            ("connected", "tls"),
+            ("resumed", "tcp"),
+            ("resumed", "tls"),
+        ]
+
+
+async def test_a_mosquitto_that_forgets_is_told_everything_anew(mosquitto: Mosquitto) -> None:
+    async with await mosquitto.open("mqtts") as session:  # no session_expiry_interval: it keeps nothing
+        feed = await session.subscribe("a/#", 2)
+        overlapping = await session.subscribe("a/+", 1)
+        session.connection.abort("cable")
+        await hang(session.wait_closed())
+        await hang(session.reconnect())
+        assert session.handshake.session_present is False
+        await session.publish("a/b", b"x", 2)
+        await hang(asyncio.gather(feed.wait(1), overlapping.wait(1)))
+        await hang(session.ping())
+        assert (feed.total, overlapping.total) == (1, 1)
