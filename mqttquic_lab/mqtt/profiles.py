@@ -140,6 +140,8 @@ class BrokerProfile:
         if action not in _REFUSALS:
             raise UsageError(f"there is no action {action!r}: use one of {', '.join(_REFUSALS)}")
         served, reason = _REFUSALS[action]
+        if action == "data_stream" and self.bidirectional == "none":
+            reason = f"refuses bidirectional data streams with 0x{self.refusal_code:X}: use unidirectional ones"
         return None if served(self) else f"{self.title} {reason}"
 
 
@@ -150,7 +152,7 @@ _REFUSALS: Final[Mapping[Action, tuple[Callable[[BrokerProfile], bool], str]]] =
     ),
     "data_stream": (
         lambda p: p.bidirectional == "data",
-        "serves no bidirectional data streams: use streams='single'",
+        "takes every stream for an MQTT connection of its own, which needs its own CONNECT: use streams='single'",
     ),
     "unidirectional_stream": (
         lambda p: p.unidirectional,
