@@ -54,6 +54,8 @@ if TYPE_CHECKING:
         start_broker,
     )
     from mqttquic_lab.mqtt import ReasonCode, Will
+    from mqttquic_lab.quic.congestion import CongestionControl, register_congestion_control
+    from mqttquic_lab.quic.tickets import TicketStore
     from mqttquic_lab.records.message import Message
     from mqttquic_lab.session import StreamInfo
 
@@ -65,6 +67,7 @@ __all__ = [
     "Broker",
     "BrokerProfileWarning",
     "CertificateError",
+    "CongestionControl",
     "ConnectError",
     "ConnectRefusedError",
     "ConnectTimeoutError",
@@ -87,6 +90,7 @@ __all__ = [
     "StreamInfo",
     "StreamLimitError",
     "SubscribeError",
+    "TicketStore",
     "UnknownOptionError",
     "UnreachableError",
     "UsageError",
@@ -96,15 +100,19 @@ __all__ = [
     "connect",
     "from_env",
     "probe",
+    "register_congestion_control",
     "start_broker",
 ]
 
 _HOMES = {
     "BrokerProfileWarning": "errors",
+    "CongestionControl": "quic.congestion",
     "Message": "records.message",
     "ReasonCode": "mqtt",
     "StreamInfo": "session",
+    "TicketStore": "quic.tickets",
     "Will": "mqtt",
+    "register_congestion_control": "quic.congestion",
 }
 """Where names live that are in neither errors.py nor handles/."""
 

@@ -45,7 +45,8 @@ def connect(target: Any, *, runtime: Literal["thread", "notebook"] | Runtime = "
         client_id, username, password, keepalive, clean_start, session_expiry_interval, receive_maximum,
         maximum_packet_size, topic_alias_maximum, will, user_properties, properties, version (``"5.0"`` or
         ``"3.1.1"``), ca_file, ssl_context, verify, server_name, timeout, fallback, quic_timeout, tuning, alpn,
-        local_address, streams, topic_streams, profile, trace_detail, trace_capacity; see
+        local_address, streams, topic_streams, profile, tickets, early_data, publish_early, quic_version,
+        cipher_suites, groups, congestion, idle_timeout, quic_keepalive, trace_detail, trace_capacity; see
         :class:`mqttquic_lab.session.SessionOptions`.
 
     Returns

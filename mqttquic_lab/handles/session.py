@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mqttquic_lab.errors import LabError
+    from mqttquic_lab.quic.reasons import CloseInfo
     from mqttquic_lab.records.decode import Decode
     from mqttquic_lab.records.log import MessageLog
     from mqttquic_lab.records.message import Message
@@ -71,6 +72,11 @@ class Session:
     def client_id(self) -> str:
         """The client identifier: one's own, or the one that the broker assigned."""
         return self._core.client_id
+
+    @property
+    def close_info(self) -> CloseInfo | None:
+        """How the QUIC connection ended: code, reason and side; None while it has not, and over TLS and TCP."""
+        return self._core.close_info
 
     @property
     def version(self) -> str:
@@ -359,6 +365,26 @@ class Session:
         """Send PINGREQ and return the seconds until the answer."""
         return self._caller.call(timeout, self._core.ping, timeout=timeout)
 
+    def early_published(self, *, timeout: float | str | None = 10.0) -> list[PublishResult]:
+        """Wait until the messages of ``publish_early`` are acknowledged, and return their results in order.
+
+        Raises
+        ------
+        PublishError, OperationTimeoutError, DisconnectedError
+            See :meth:`mqttquic_lab.session.AsyncSession.early_published`.
+        """
+        return self._caller.call(timeout, self._core.early_published, timeout=timeout)
+
+    def update_keys(self, *, timeout: float | str | None = 5.0) -> int:
+        """Update the keys that protect the packets (QUIC only, RFC 9001 section 6) and return the key phase, 0 or 1.
+
+        Raises
+        ------
+        UsageError, OperationTimeoutError, DisconnectedError
+            See :meth:`mqttquic_lab.session.AsyncSession.update_keys`.
+        """
+        return self._caller.call(timeout, self._core.update_keys, timeout=timeout)
+
     def migrate(
         self, local: tuple[str, int] | str | None = None, *, force: bool = False, timeout: float | str | None = 5.0
     ) -> MigrationResult:
@@ -612,6 +638,14 @@ class SessionAio:
     async def ping(self, *, timeout: float | str | None = 10.0) -> float:
         """See :meth:`Session.ping`."""
         return await self._caller.hop(self._core.ping, timeout=timeout)
+
+    async def early_published(self, *, timeout: float | str | None = 10.0) -> list[PublishResult]:
+        """See :meth:`Session.early_published`."""
+        return await self._caller.hop(self._core.early_published, timeout=timeout)
+
+    async def update_keys(self, *, timeout: float | str | None = 5.0) -> int:
+        """See :meth:`Session.update_keys`."""
+        return await self._caller.hop(self._core.update_keys, timeout=timeout)
 
     async def migrate(
         self, local: tuple[str, int] | str | None = None, *, force: bool = False, timeout: float | str | None = 5.0

@@ -490,6 +490,11 @@ class Deliveries:
         """Note that the connection is gone: from now on :meth:`send` only queues, until :meth:`resume`."""
         self._quota = _OFFLINE
 
+    def begin(self, peer_receive_maximum: int) -> None:
+        """Take the limit of the first CONNACK; messages that went before it count, and are not sent again."""
+        self.peer_receive_maximum = _check_maximum("peer_receive_maximum", peer_receive_maximum)
+        self._quota = min(self.peer_receive_maximum, MAX_PACKET_ID - _RESERVED_IDS) - len(self)
+
     def resume(
         self,
         peer_receive_maximum: int | None = None,
@@ -501,8 +506,7 @@ class Deliveries:
 
         First each PUBREL whose PUBCOMP is missing, in the order of their PUBRECs [MQTT-4.6.0-4]; then unacknowledged
         messages in their first order, with DUP [MQTT-4.4.0-1, MQTT-4.6.0-1]; then messages that waited. Messages
-        beyond the peer's receive maximum follow in :attr:`Outcome.sendable`. Also to be called for the first
-        connection, when CONNACK has told the limits.
+        beyond the peer's receive maximum follow in :attr:`Outcome.sendable`. Not for the first connection: `begin`.
 
         Parameters
         ----------

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mqttquic_lab.errors import UsageError
 from mqttquic_lab.net.tcp import open_tcp
 from mqttquic_lab.net.tls import open_tls
+from mqttquic_lab.quic.knobs import Knobs
 
 if TYPE_CHECKING:
     import ssl
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.net.dial import LocalAddress
     from mqttquic_lab.net.stream import Connection
     from mqttquic_lab.net.tls import TlsVersionName
+    from mqttquic_lab.quic.tickets import TicketStore
     from mqttquic_lab.records.handshake import HandshakeReport
     from mqttquic_lab.trace import Trace
 
@@ -33,6 +35,11 @@ async def open_connection(
     local_address: LocalAddress | None = None,
     minimum_tls: TlsVersionName = "1.3",
     ssl_context: ssl.SSLContext | None = None,
+    knobs: Knobs | None = None,
+    keep_alive: bool = True,
+    tickets: TicketStore | None = None,
+    early_data: bytes = b"",
+    early_content: Sequence[str] = (),
     report: HandshakeReport | None = None,
 ) -> Connection:
     """Open a connection and complete its handshake.
@@ -60,6 +67,17 @@ async def open_connection(
         TLS over TCP: oldest version to accept. QUIC is always TLS 1.3.
     ssl_context : ssl.SSLContext, optional
         TLS over TCP: a client context to use as it is.
+    knobs : Knobs, optional
+        QUIC: version, cipher suites, key-exchange groups and congestion controller.
+    keep_alive : bool
+        QUIC: send a PING when nothing was heard for a third of the idle timeout.
+    tickets : TicketStore, optional
+        QUIC: where session tickets are taken from and kept.
+    early_data : bytes
+        QUIC: written first, if possible in 0-RTT packets; ``connection.spoke_first`` tells that it was. Other
+        transports do not write it.
+    early_content : sequence of str
+        QUIC: names of what that is.
     report : HandshakeReport, optional
         The report to fill; it is also filled as far as possible when this fails.
 
@@ -98,6 +116,11 @@ async def open_connection(
             tuning=tuning,
             idle_timeout=idle_timeout,
             local_address=local_address,
+            keep_alive=keep_alive,
+            knobs=Knobs() if knobs is None else knobs,
+            tickets=tickets,
+            early_data=early_data,
+            early_content=early_content,
             report=report,
         )
     if address.transport == "tls":

@@ -118,6 +118,8 @@ class Connection(ABC):
     on_migrated : callable((str, int), (str, int))
         QUIC: the peer's address has changed from the first to the second, and it was validated that it is reached there
         (RFC 9000 section 9.3).
+    spoke_first : bool
+        Whether what was to be written first was written while the connection was opened (QUIC early data).
     started : float
         When the first packet (or SYN) left or arrived, on :data:`mqttquic_lab.trace.CLOCK`: zero of
         ``report.timings``.
@@ -133,6 +135,7 @@ class Connection(ABC):
     def __init__(self) -> None:
         self.on_stream: Callable[[ByteStream], None] = _ignore
         self.on_migrated: Callable[[tuple[str, int], tuple[str, int]], None] = _ignore
+        self.spoke_first = False
         self.started = CLOCK()
 
     def mark(
@@ -188,6 +191,10 @@ class Connection(ABC):
     async def rebind(self, *, timeout: float | None = 5.0) -> MigrationResult:
         """Go on from another port (QUIC only): see :meth:`mqttquic_lab.quic.movable.Movable.rebind`."""
         raise UsageError(f"{_BOUND[self.transport]}: only a session over QUIC can change its port (quic://)")
+
+    async def update_keys(self, timeout: float | None = 5.0) -> int:
+        """Update the packet protection keys (QUIC only): see :meth:`QuicConnection.update_keys`."""
+        raise UsageError(f"only QUIC updates its keys on demand, and this connection is over {self.transport.upper()}")
 
     @abstractmethod
     async def close(self, error_code: int = 0, reason: str = "") -> None:

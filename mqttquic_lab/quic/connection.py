@@ -285,11 +285,13 @@ class QuicConnection(Movable):
         self.engine.early_data_offered = early_content is not None
         self.engine.connect(address, now=self._loop.time())
         self._begin_report()
-        self.first_words(early_content or ())
+        if early_content is not None:
+            self.first_words(early_content)
         self.transmit()
 
     def first_words(self, content: Sequence[str]) -> None:
         """Note that `content` was written first, and is about to leave."""
+        self.spoke_first = True
         for name in content:
             self.mark("connect_sent", name)
 
@@ -528,7 +530,7 @@ class QuicConnection(Movable):
         """
         return await self._pings.ping(timeout)
 
-    async def update_keys(self, timeout: float = 5.0) -> int:
+    async def update_keys(self, timeout: float | None = 5.0) -> int:
         """Update the packet protection keys (RFC 9001 section 6) and return the new key phase, 0 or 1.
 
         Returns when the peer has acknowledged a packet under the new keys.

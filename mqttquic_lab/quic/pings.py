@@ -29,8 +29,8 @@ class Pings:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    async def ping(self, timeout: float, what: str = "no answer to a QUIC PING") -> float:
-        """Send a PING and return the seconds until it is acknowledged; `what` goes into the error of a timeout."""
+    async def ping(self, timeout: float | None) -> float:
+        """Send a PING and return the seconds until it is acknowledged."""
         connection = self._connection
         if connection.is_closed:
             raise connection.closed.result() or DisconnectedError("the connection is closed")
@@ -44,7 +44,7 @@ class Pings:
             async with asyncio.timeout(timeout):
                 await asyncio.wait((waiter, connection.closed), return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
-            raise OperationTimeoutError(f"{what} within {timeout:g} s") from None
+            raise OperationTimeoutError(f"no answer to a QUIC PING within {timeout:g} s") from None
         finally:
             self._waiters.pop(uid, None)
             waiter.cancel()
@@ -52,7 +52,7 @@ class Pings:
             raise connection.closed.result() or DisconnectedError("the connection was closed")
         return CLOCK() - begun
 
-    async def update_keys(self, timeout: float) -> int:
+    async def update_keys(self, timeout: float | None) -> int:
         """Update the keys of both directions and return the new key phase.
 
         One after the other: an update may begin only when a packet under the keys before it was acknowledged
@@ -68,7 +68,7 @@ class Pings:
                     if connection.is_closed:
                         raise connection.closed.result() or DisconnectedError("the connection is closed")
                     connection.engine.request_key_update()
-                    await self.ping(timeout)
+                    await self.ping(None)
                 finally:
                     self._updating.release()
         except TimeoutError:

@@ -148,19 +148,21 @@ class AsyncSession:
                 profile=self.profile,
                 stats=self._stats,
                 router=self._router,
-                ids=self._deliveries.ids,
+                deliveries=self._deliveries,
+                aliases=self._receiver.aliases,
                 topics=self._publisher.topics,
                 unrouted=self._receiver.unrouted,
                 on_message=self._tell,
                 record=self._record,
                 wake=self._wake_feeds,
                 limits=lambda: self.limits,
+                publisher=self._publisher,
             )
         )
         self._outlet = self._publisher
         if options.streams != "single" and connection.transport == "quic":
             if not self.has_been_connected:
-                self._advise("data_stream")
+                self._advise(self._streams.action)
             self._outlet = MappedPublisher(
                 self._streams,
                 self._publisher,
@@ -711,13 +713,14 @@ class AsyncSession:
         seconds = check_timeout(timeout)
         if self._state != "connected":
             raise self._channel.gone("cannot open a stream")
-        self._advise("data_stream")
+        one_way = self._streams.context.is_one_way
+        self._advise(self._streams.action)
         try:
             async with asyncio.timeout(seconds):
-                return await self._streams.open("explicit")
+                return await self._streams.open("explicit", unidirectional=one_way)
         except TimeoutError:
             raise OperationTimeoutError(
-                f"no stream became free within {seconds:g} s: {self._streams.limit_reached()}"
+                f"no stream became free within {seconds:g} s: {self._streams.limit_reached(unidirectional=one_way)}"
             ) from None
 
     async def unsubscribe_on(
@@ -744,6 +747,8 @@ class AsyncSession:
             raise UsageError(f"stream {stream.id} belongs to another session: open one of this one")
         if stream.channel.ended:
             raise stream.channel.gone("cannot subscribe or unsubscribe")
+        if stream.unidirectional:
+            raise UsageError(f"stream {stream.id} is unidirectional, no answer can come on it: use the session's verb")
         return stream
 
     def _advise(self, action: Action) -> None:

@@ -15,17 +15,22 @@ from mqttquic_lab.errors import (
 )
 from mqttquic_lab.mqtt import ReasonCode
 from mqttquic_lab.net.open import open_connection
+from mqttquic_lab.session.early import FirstFlight
 from mqttquic_lab.session.limits import said
 from mqttquic_lab.session.options import check_timeout
+from mqttquic_lab.session.quic_options import knobs_of
 from mqttquic_lab.session.report import ReportFiller
 from mqttquic_lab.trace import Trace
 
 if TYPE_CHECKING:
-    from mqttquic_lab.mqtt import ConnAck, Connect
+    from collections.abc import Sequence
+
+    from mqttquic_lab.mqtt import ConnAck
     from mqttquic_lab.net.stream import Connection
     from mqttquic_lab.records.handshake import HandshakeReport
     from mqttquic_lab.session.channel import PacketChannel
     from mqttquic_lab.session.options import SessionOptions
+    from mqttquic_lab.session.quic_options import EarlyMessage
     from mqttquic_lab.session.target import Target
 
 LONG = 86_400.0
@@ -47,12 +52,14 @@ _HINTS: dict[int, str] = {
 """What to try for a reason code of CONNACK."""
 
 
-def checked_connect(options: SessionOptions, target: Target | None = None) -> Connect:
-    """Return CONNECT; what cannot be sent is said now, before a connection is made."""
+def checked_connect(
+    options: SessionOptions, target: Target | None = None, messages: Sequence[EarlyMessage] = ()
+) -> FirstFlight:
+    """Return CONNECT and what goes with it; what cannot be sent is said now, before a connection is made."""
     user, password = (target.username, target.password) if target is not None else (None, None)
-    packet = options.connect_packet(user, password)
-    packet.encode(options.level)
-    return packet
+    first = FirstFlight(options.connect_packet(user, password), options.level, tuple(messages))
+    first.encode()
+    return first
 
 
 def deadline_of(options: SessionOptions) -> float | None:
@@ -62,9 +69,18 @@ def deadline_of(options: SessionOptions) -> float | None:
 
 
 async def open_transport(
-    target: Target, options: SessionOptions, report: HandshakeReport, trace: Trace | None = None
+    target: Target,
+    options: SessionOptions,
+    report: HandshakeReport,
+    trace: Trace | None = None,
+    *,
+    first: FirstFlight | None = None,
 ) -> Connection:
-    """Connect the transport; see :func:`mqttquic_lab.net.open.open_connection` for what it raises."""
+    """Connect the transport; see :func:`mqttquic_lab.net.open.open_connection` for what it raises.
+
+    Over QUIC and with ``early_data``, `first` is written at once; ``connection.spoke_first`` is True then.
+    """
+    early = first if options.early_data and target.address.transport == "quic" else None
     return await open_connection(
         target.address,
         trust=target.trust,
@@ -72,11 +88,23 @@ async def open_transport(
         timeout=check_timeout(options.timeout) or LONG,
         trace=Trace(options.trace_capacity, detail=options.trace_detail) if trace is None else trace,
         tuning=options.tuning,
-        idle_timeout=max(MIN_IDLE_TIMEOUT, 3.0 * options.keepalive),
+        idle_timeout=idle_timeout_of(options),
         local_address=options.local_address,
         ssl_context=target.ssl_context,
+        knobs=knobs_of(options),
+        keep_alive=options.quic_keepalive,
+        tickets=options.tickets,
+        early_data=early.encode() if early is not None else b"",
+        early_content=early.content if early is not None else (),
         report=report,
     )
+
+
+def idle_timeout_of(options: SessionOptions) -> float:
+    """Return the QUIC idle timeout to ask for, seconds."""
+    if options.idle_timeout is not None:
+        return float(options.idle_timeout)
+    return max(MIN_IDLE_TIMEOUT, 3.0 * options.keepalive)
 
 
 class Connecting:
@@ -89,13 +117,13 @@ class Connecting:
         self._filler = ReportFiller(channel.connection, options.level)
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def run(self, packet: Connect, deadline: float | None) -> None:
+    async def run(self, first: FirstFlight, deadline: float | None) -> None:
         """Send CONNECT and wait until the broker has accepted; a failure leaves nothing open.
 
         Parameters
         ----------
-        packet : Connect
-            What to send.
+        first : FirstFlight
+            What to send, unless the transport has sent it already.
         deadline : float or None
             Until when to wait, on the loop's clock.
 
@@ -110,8 +138,13 @@ class Connecting:
         """
         try:
             async with asyncio.timeout_at(deadline):
-                data = self._channel.send(packet)
-                self._filler.connect_sent(data, packet.client_id)
+                packet = first.connect
+                if self._channel.connection.spoke_first:
+                    self._channel.sent_first(packet, first.encode(), len(first.content))
+                    self._filler.connect_told(packet.encode(first.version), packet.client_id)
+                else:
+                    data = self._channel.send(packet)
+                    self._filler.connect_sent(data, packet.client_id)
                 await self._answer
         except TimeoutError:
             error = ConnectTimeoutError(

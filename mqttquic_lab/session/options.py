@@ -9,6 +9,7 @@ from mqttquic_lab.errors import UnknownOptionError, UsageError
 from mqttquic_lab.mqtt import Connect, Will, check_topic_name
 from mqttquic_lab.mqtt.profiles import profile_named
 from mqttquic_lab.session.payload import encode_payload
+from mqttquic_lab.session.quic_options import settle_quic_options
 from mqttquic_lab.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mqttquic_lab.mqtt import Version
+    from mqttquic_lab.quic.knobs import QuicVersion
 
 VERSIONS: dict[object, Version] = {"5.0": 5, "5": 5, 5: 5, "3.1.1": 4, 4: 4}
 """What the option ``version`` takes -> protocol level of CONNECT (MQTT 5.0 section 3.1.2.2)."""
@@ -118,6 +120,33 @@ class SessionOptions:
     profile : {"generic", "emqx", "rocketmq", "mqttv5"}
         Which broker this is: a :class:`~mqttquic_lab.errors.BrokerProfileWarning` tells before something that it is
         known to refuse; ``"mqttv5"`` also publishes on unidirectional streams and reads those that the broker opens.
+    tickets : True, path or TicketStore, optional
+        Resume earlier QUIC connections with the session tickets kept here, and keep those that the broker gives:
+        True is a store in memory that this process shares, a path is a file for its owner only. Default: each
+        connection makes a full handshake, unless `early_data` is set.
+    early_data : {False, True, "publish"}
+        True: with a ticket that allows it, CONNECT goes in the first flight (0-RTT), so that CONNACK is there after one
+        round trip. ``"publish"``: the messages of `publish_early`, too. Whoever records that flight can send it again
+        (RFC 9001 section 9.2): the broker has to prevent the rest. What it does not take is sent again by itself, once;
+        ``handshake.early_data`` tells which it was.
+    publish_early : sequence of (topic, payload[, qos[, retain]])
+        Messages that are sent right behind CONNECT without waiting for CONNACK, with ``early_data="publish"``;
+        ``session.early_published()`` has their results. Only what may happen twice: a replay is a message, too.
+    quic_version : str or sequence of str, optional
+        ``"v1"``, ``"v2"``, ``("v2", "v1")`` (begin with v2, take v1 where Version Negotiation asks for it), or
+        ``"v1-to-v2"`` (RFC 9368 section 2.3). Default: v1, and v2 with a broker that speaks nothing else.
+    cipher_suites : sequence of str, optional
+        TLS 1.3 cipher suites to offer over QUIC, most wanted first: ``"CHACHA20_POLY1305_SHA256"``.
+    groups : sequence of str, optional
+        Key-exchange groups to offer over QUIC, most wanted first: ``"X25519"``, ``"SECP256R1"``.
+    congestion : str, optional
+        Congestion controller over QUIC: ``"newreno"`` (default), ``"cubic"``, or one that
+        ``mq.register_congestion_control`` added.
+    idle_timeout : float or str, optional
+        Seconds without a packet after which QUIC gives the connection up (RFC 9000 section 10.1), if the broker's is
+        not shorter. Default: three keep-alive intervals, at least 60.
+    quic_keepalive : bool
+        Send a QUIC PING when nothing was heard for a third of the idle timeout.
     trace_detail : bool
         Record every packet in ``session.trace`` after the handshake, too; costs throughput.
     trace_capacity : int
@@ -155,6 +184,15 @@ class SessionOptions:
     streams: str = "single"
     topic_streams: int = 16
     profile: str = "generic"
+    tickets: Any = None
+    early_data: bool | str = False
+    publish_early: Sequence[Any] = field(default=(), repr=False)
+    quic_version: QuicVersion | None = None
+    cipher_suites: str | Sequence[str] | None = None
+    groups: str | Sequence[str] | None = None
+    congestion: str | None = None
+    idle_timeout: float | str | None = None
+    quic_keepalive: bool = True
     trace_detail: bool = False
     trace_capacity: int = 4096
 
@@ -200,6 +238,7 @@ class SessionOptions:
         self._check_texts()
         self._check_version()
         self._check_will()
+        settle_quic_options(self)
 
     def _check_fallback(self) -> None:
         fallback = self.fallback

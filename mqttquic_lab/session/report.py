@@ -43,6 +43,11 @@ class ReportFiller:
         is_open = bool(flights) and flights[-1].sender == "client"
         self._connect_flight = len(flights) - 1 if is_open else len(flights)
         self._connection.mark("connect_sent", "CONNECT")
+        self.connect_told(data, client_id)
+
+    def connect_told(self, data: bytes, client_id: str) -> None:
+        """Note what CONNECT said, however it was sent."""
+        report = self.report
         report.mqtt_version = VERSION_NAMES[self._version]
         report.client_id = client_id
         decoder = PacketDecoder(self._version, receiver="server")

@@ -11,6 +11,7 @@ from mqttquic_lab.errors import UsageError
 from mqttquic_lab.net.address import Address, parse_url
 from mqttquic_lab.net.certificates import Trust
 from mqttquic_lab.session.fallback import fallback_addresses
+from mqttquic_lab.session.quic_options import refuse_without_quic
 
 if TYPE_CHECKING:
     from mqttquic_lab.net.stream import TransportName
@@ -49,9 +50,12 @@ def resolve_target(target: Any, options: SessionOptions, earlier: Target | None 
     Raises
     ------
     UsageError
-        It is neither, the URL cannot be parsed, or the trust options contradict each other.
+        It is neither, the URL cannot be parsed, the trust options contradict each other, or there are options of QUIC
+        and it is not a QUIC URL.
     """
     address = parse_url(_url_of(target))
+    if earlier is None and address.transport != "quic":
+        refuse_without_quic(options, address.url)
     own_ca = None
     if not isinstance(target, str):
         with suppress(UsageError):  # a broker that listens on plain TCP only has no certificate to ask for
