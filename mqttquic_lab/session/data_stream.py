@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from mqttquic_lab.errors import LabError, ProtocolError, StreamClosedError
+from mqttquic_lab.mqtt import FlowHeaderDecoder
 from mqttquic_lab.session.packet_stream import PacketStream
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class DataChannel(PacketStream):
         Whether FIN was sent.
     riders : set
         Messages that went out here and are acknowledged on the control stream (unidirectional streams).
+    is_muted : bool
+        Whether the broker takes nothing more on a stream that it opened: answers go on the control stream.
     bytes_in, bytes_out, messages_out : int
         MQTT bytes, and PUBLISH packets sent.
     """
@@ -83,6 +86,8 @@ class DataChannel(PacketStream):
         self.limit = control.limit
         self.over = False
         self._is_ours = is_ours
+        self.is_muted = False
+        self._header = None if is_ours else FlowHeaderDecoder(required=False)
         self.bytes_in = self.bytes_out = self.messages_out = 0
         self.riders: set[Waiting | Bulk] = set()
         self._control = control
@@ -120,7 +125,18 @@ class DataChannel(PacketStream):
 
     def _on_data(self, data: bytes) -> None:
         self.bytes_in += len(data)
-        super()._on_data(data)
+        if self._header is not None:
+            # mqttv5 begins the streams it opens with a flow header, whatever ALPN says.
+            try:
+                self._header.feed(data)
+            except ProtocolError as error:
+                self.fail("decoder", error)
+                return
+            if not self._header.done:
+                return
+            data, self._header = self._header.rest, None
+        if data:
+            super()._on_data(data)
 
     @property
     def _still_reads(self) -> bool:
@@ -183,6 +199,10 @@ class DataChannel(PacketStream):
 
     def _on_stream_reset(self, code: int) -> None:
         if self.over:
+            return
+        if not self._is_ours:
+            # It may be STOP_SENDING only, with messages still on their way: mqttv5 ends streams like this.
+            self.is_muted = True
             return
         self.stream.reset(0)
         self._lost("broker", self.closed_by(f"the broker reset stream {self.stream.id} (error code {code})"))

@@ -42,19 +42,30 @@ class MappedPublisher:
         Whether each message gets a stream of its own; otherwise each topic does.
     bound : int
         Topics that have a stream at a time.
+    only : AsyncStream, optional
+        Publish on this stream whatever the topic.
     """
 
-    def __init__(self, streams: Streams, control: Publisher, *, per_publish: bool, bound: int) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        control: Publisher,
+        *,
+        per_publish: bool = False,
+        bound: int = 1,
+        only: AsyncStream | None = None,
+    ) -> None:
         self._streams = streams
         self._control = control
         self._per_publish = per_publish
         self._bound = bound
-        self._unidirectional = streams.context.profile.name == "mqttv5"
+        self._only = only
+        self._unidirectional = streams.context.is_one_way
         self._by_topic: OrderedDict[str, AsyncStream] = OrderedDict()
         self._lock = asyncio.Lock()
         self._waiting = 0
-        streams.spare = self._end_an_idle_one
-        if self._unidirectional:
+        if only is None:
+            streams.spare = self._end_an_idle_one
             control.lane_of = self._lane_of
 
     # Verbs
@@ -143,10 +154,16 @@ class MappedPublisher:
 
     def _lane_of(self, topic: str) -> DataChannel | None:
         stream = self._by_topic.get(topic)
-        return stream.channel if stream is not None and not stream.channel.ended else None
+        if stream is None or stream.channel.ended or not self._unidirectional:
+            return None
+        return stream.channel
 
     def _ready(self, topic: str) -> AsyncStream | None:
         """Return the topic's stream if it has one, and nobody waits who came earlier."""
+        if self._only is not None:
+            if self._only.channel.ended:
+                raise self._only.channel.gone("cannot publish")
+            return self._only
         if self._waiting:
             return None
         stream = self._by_topic.get(topic)

@@ -43,13 +43,15 @@ class Receiver:
         on_message: Callable[[Message], None],
         unrouted: MessageLog | None = None,
         otherwise: Router | None = None,
+        aliases: dict[int, str] | None = None,
     ) -> None:
         self._router = router
         self._otherwise = otherwise  # of the session, for what comes on a stream that did not subscribe to it
         self._deliveries = deliveries
         self._stats = stats
         self._alias_maximum = topic_alias_maximum
-        self._aliases: dict[int, str] = {}
+        self.aliases: dict[int, str] = {} if aliases is None else aliases
+        """Topic Alias -> topic."""
         self._stream_id = stream_id
         self.name = ""
         if unrouted is None:
@@ -60,7 +62,7 @@ class Receiver:
 
     def restart(self, stream_id: int | None) -> None:
         """Go on over a new connection, for which no topic alias of the old one holds (MQTT 5.0 section 3.3.2.3.4)."""
-        self._aliases.clear()
+        self.aliases.clear()
         self._stream_id = stream_id
 
     def publish(self, packet: Publish, now: int, replies: list[bytes]) -> None:
@@ -128,9 +130,9 @@ class Receiver:
                 packet=packet,
             )
         if packet.topic:
-            self._aliases[alias] = packet.topic
+            self.aliases[alias] = packet.topic
             return packet.topic
-        topic = self._aliases.get(alias)
+        topic = self.aliases.get(alias)
         if topic is None:
             raise ProtocolError(
                 f"PUBLISH with Topic Alias {alias}, which no earlier PUBLISH has set",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.net.stream import ByteStream
     from mqttquic_lab.records.decode import Decode
     from mqttquic_lab.session.feed import AsyncFeed
+    from mqttquic_lab.session.mapping import MappedPublisher
     from mqttquic_lab.session.results import PublishResult, PublishSummary
     from mqttquic_lab.session.streams import StreamContext, StreamInfo, StreamKind, StreamState
 
@@ -76,20 +77,27 @@ class AsyncStream:
             is_ours=kind != "server",
         )
         limits = context.limits()
-        # A broker that keeps one set of identifiers for the whole session must not see one twice.
-        shared = None if context.profile.state_per_stream else context.ids
-        self.deliveries = Deliveries(
-            options.receive_maximum or 65_535,
-            peer_receive_maximum=limits.receive_maximum,
-            version=options.level,
-            ids=shared,
-        )
-        # Where subscriptions are the session's, a message for one may come on any stream.
-        self._shares_routes = not context.profile.state_per_stream
-        self.router = context.router if self._shares_routes else Router()
-        self.publisher = Publisher(self.channel, self.deliveries, stats, topics=context.topics)
+        # Brokers that open streams, or read unidirectional ones, number messages through, and answer on any stream.
+        self._is_shared = kind == "server" or not context.profile.state_per_stream
+        if self._is_shared:
+            self.deliveries, self.router = context.deliveries, context.router
+        else:
+            self.deliveries = Deliveries(
+                options.receive_maximum or 65_535,
+                peer_receive_maximum=limits.receive_maximum,
+                version=options.level,
+            )
+            self.router = Router()
+        self.outlet: Publisher | MappedPublisher
+        """Who publishes for the verbs."""
+        if self._is_shared:
+            self.publisher = context.publisher
+        else:
+            self.publisher = Publisher(self.channel, self.deliveries, stats, topics=context.topics)
+            self.publisher.limits = limits
+        self.outlet = self.publisher
         self.subscriber = Subscriber(self.channel, self.router, self.deliveries.ids, stats)
-        self.publisher.limits = self.subscriber.limits = limits
+        self.subscriber.limits = limits
         self._receiver = Receiver(
             self.router,
             self.deliveries,
@@ -98,7 +106,8 @@ class AsyncStream:
             stream_id=stream.id,
             on_message=context.on_message,
             unrouted=context.unrouted,
-            otherwise=None if self._shares_routes else context.router,
+            otherwise=None if self._is_shared else context.router,
+            aliases=context.aliases if self._is_shared else None,
         )
         self._receiver.name = context.session.client_id
         self._handlers: dict[int, Callable[[Any], None]] = {
@@ -132,6 +141,8 @@ class AsyncStream:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is under way on it that needs an acknowledgement."""
+        if self._is_shared:
+            return not self.subscriber.is_waiting
         deliveries = self.deliveries
         return not (len(deliveries) or deliveries.queued or self.subscriber.is_waiting)
 
@@ -161,7 +172,7 @@ class AsyncStream:
             messages_out=channel.messages_out,
             bytes_in=channel.bytes_in,
             bytes_out=channel.bytes_out,
-            in_flight=len(self.deliveries),
+            in_flight=len(channel.riders) if self._is_shared else len(self.deliveries),
         )
 
     # Verbs
@@ -186,7 +197,7 @@ class AsyncStream:
         """
         self._check_writable()
         self.note_topic(topic)
-        return await self.publisher.publish(topic, payload, qos, retain, properties, timestamp, timeout)
+        return await self.outlet.publish(topic, payload, qos, retain, properties, timestamp, timeout)
 
     async def publish_many(
         self,
@@ -201,7 +212,7 @@ class AsyncStream:
         """Publish many messages on this stream. See :meth:`AsyncSession.publish_many`."""
         seconds = check_timeout(timeout)
         self._check_writable()
-        return await self.publisher.publish_many(messages, qos, retain, properties, timestamp, seconds)
+        return await self.outlet.publish_many(messages, qos, retain, properties, timestamp, seconds)
 
     async def subscribe(
         self,
@@ -258,15 +269,17 @@ class AsyncStream:
         seconds = check_timeout(timeout)
         try:
             async with asyncio.timeout(seconds):
-                if self._shares_routes and not self.channel.ended:
+                if self._is_shared and not self.channel.ended:
                     for feed in self.feeds:  # else they would outlive their stream
                         await self.subscriber.unsubscribe(feed, None)
                 for feed in self.subscriber.feeds:
                     feed.end(None)
                 self.retire()
+                if self.unidirectional:
+                    self.channel.finish()  # nothing comes back that would tell
                 await self._over.wait()
         except TimeoutError:
-            unfinished = len(self.deliveries)
+            unfinished = self.info.in_flight
             what = f"{unfinished} messages are unacknowledged" if unfinished else "the broker did not end its side"
             self.channel.stream.reset(0)
             self.channel.finish(self.channel.closed_by(f"stream {self._id} did not close in order: {what}"))
@@ -292,8 +305,8 @@ class AsyncStream:
             self.channel.end_sending()
 
     def _check_writable(self) -> None:
-        if self.kind == "server" and self.unidirectional:
-            raise UsageError(f"the broker opened stream {self._id} for itself only: publish on another one")
+        if self.kind == "server":
+            raise UsageError(f"the broker opened stream {self._id} for its deliveries: publish on another one")
         if self.channel.ended:
             raise self.channel.gone("cannot publish")
 
@@ -313,11 +326,12 @@ class AsyncStream:
                     self._handlers[packet.TYPE](packet)
         finally:
             if replies:
-                if self.kind == "server" and self.unidirectional:
-                    # Nothing can be sent back here: acknowledgements go on the control stream.
-                    self._context.control.write(b"".join(replies), len(replies))
-                elif not channel.over:
-                    channel.write(b"".join(replies), len(replies))
+                data = b"".join(replies)
+                if not (channel.over or channel.sent_end or channel.is_muted or self.unidirectional):
+                    channel.write(data, len(replies))
+                elif self._is_shared and not self._context.control.ended:
+                    # Nothing can be sent back here.
+                    self._context.control.write(data, len(replies))
                 replies.clear()
             self._context.wake()
         self._settle()
@@ -326,9 +340,10 @@ class AsyncStream:
         self._replies.append(self.deliveries.release(packet).encode(self._context.options.level))
 
     def _on_end(self) -> None:
-        self.publisher.lost()
+        if not self._is_shared:
+            self.publisher.lost()
         self.subscriber.lost()
-        if self._shares_routes:
+        if self._is_shared:
             for feed in self.subscriber.feeds:
                 self.router.remove(feed, feed.filters)
         self._over.set()

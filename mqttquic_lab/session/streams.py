@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from mqttquic_lab.errors import DisconnectedError, StreamLimitError, UsageError
+from mqttquic_lab.session.mapping import MappedPublisher
 from mqttquic_lab.session.stream import AsyncStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mqttquic_lab.errors import LabError
-    from mqttquic_lab.mqtt import PacketIds
-    from mqttquic_lab.mqtt.profiles import BrokerProfile
+    from mqttquic_lab.mqtt import Deliveries
+    from mqttquic_lab.mqtt.profiles import Action, BrokerProfile
     from mqttquic_lab.net.stream import ByteStream
     from mqttquic_lab.records.log import MessageLog
     from mqttquic_lab.records.message import Message
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.session.feed import AsyncFeed
     from mqttquic_lab.session.limits import ServerLimits
     from mqttquic_lab.session.options import SessionOptions
+    from mqttquic_lab.session.publishing import Publisher
     from mqttquic_lab.session.results import SessionStats
     from mqttquic_lab.session.routing import Router
 
@@ -94,8 +96,10 @@ class StreamContext:
     stats: SessionStats
     router: Router
     """The control stream's; messages that a stream has no subscription for are looked up there."""
-    ids: PacketIds
-    """The control stream's packet identifiers."""
+    deliveries: Deliveries
+    """The control stream's exchanges; those of the session where the broker numbers messages through."""
+    aliases: dict[int, str]
+    """The control stream's topic aliases."""
     topics: set[str]
     """Topic names known to be valid."""
     unrouted: MessageLog
@@ -103,6 +107,13 @@ class StreamContext:
     record: Callable[[str, LabError], None]
     wake: Callable[[], None]
     limits: Callable[[], ServerLimits]
+    publisher: Publisher
+    """The control stream's."""
+
+    @property
+    def is_one_way(self) -> bool:
+        """Whether data streams of ours are unidirectional: acknowledgements come on the control stream then."""
+        return self.profile.unidirectional and self.profile.bidirectional != "data"
 
 
 class Streams:
@@ -126,7 +137,8 @@ class Streams:
         self._first_limit: dict[bool, int] = {}
         self._counts = {False: 0, True: 0}
         self._given_back = {False: 0, True: 0}
-        if context.profile.delivery in ("per-topic", "per-publish"):
+        # A broker that we do not know may be one that opens streams towards us, and ends the session if we refuse.
+        if context.profile.name not in ("emqx", "rocketmq"):
             context.control.on_server_stream = self._on_server_stream
 
     # Opening
@@ -139,6 +151,11 @@ class Streams:
                 f"{connection.transport.upper()} carries one stream only: connect with quic:// to open more"
             )
         return connection  # type: ignore[return-value]  # its transport says that it has them
+
+    @property
+    def action(self) -> Action:
+        """What opening a stream is to a broker's profile."""
+        return "unidirectional_stream" if self.context.is_one_way else "data_stream"
 
     def credit(self, *, unidirectional: bool = False) -> int:
         """How many more streams the broker lets us open now."""
@@ -174,7 +191,10 @@ class Streams:
         opened = self._connection.open_stream(unidirectional=unidirectional)
         self._counts[unidirectional] += 1
         self.opened += 1
-        return self._add(AsyncStream(context, opened, kind, self._over, unidirectional=unidirectional))
+        stream = self._add(AsyncStream(context, opened, kind, self._over, unidirectional=unidirectional))
+        if unidirectional and kind == "explicit":
+            stream.outlet = MappedPublisher(self, context.publisher, only=stream)
+        return stream
 
     async def open(self, kind: StreamKind, *, unidirectional: bool = False) -> AsyncStream:
         """Open a stream; waits for credit only if the broker owes some for streams that have ended.
@@ -232,6 +252,10 @@ class Streams:
                 stream.channel.finish()
 
     def _on_server_stream(self, opened: ByteStream) -> None:
+        from_server = [stream for stream in self.streams.values() if stream.kind == "server"]
+        for stream in from_server[:1] if len(from_server) < MAX_SERVER_STREAMS else from_server:
+            if stream.channel.is_muted:
+                stream.channel.finish()  # reset, or stopped and never ended
         if sum(stream.kind == "server" for stream in self.streams.values()) >= MAX_SERVER_STREAMS:
             opened.reset(0)
             self.context.record(

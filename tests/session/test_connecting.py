@@ -240,8 +240,8 @@ async def test_verbs_of_a_closed_session(verb: str) -> None:
             await getattr(session, verb)(*arguments[verb])
 
 
-async def test_a_stream_the_broker_opens_is_refused() -> None:
-    async with scripted() as (session, broker):
+async def test_a_stream_is_refused_from_brokers_that_open_none() -> None:
+    async with scripted(profile="emqx") as (session, broker):
         stream = broker.connection.open_stream()
         reset = asyncio.get_running_loop().create_future()
         stream.on_reset = reset.set_result
