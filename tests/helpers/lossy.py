@@ -11,7 +11,7 @@ import random
 import socket
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -39,12 +39,12 @@ class Ills:
 
 
 class Passage(NamedTuple):
-    """One datagram as it came in, and whether it went on (perhaps late, or with a byte changed)."""
+    """One datagram as it came in, and what became of it."""
 
     client: Address
     to_server: bool
     data: bytes
-    forwarded: bool
+    fate: Literal["passed", "dropped", "corrupted"]
 
 
 class LossyRelay:
@@ -193,12 +193,16 @@ class LossyRelay:
             ills = Ills()
         silent = self.blackhole or client[0] in self.blocked
         drop = silent or draw() < ills.drop or (to_server and number in self._lost_to_server)
+        corrupt = not drop and draw() < ills.corrupt
         if len(self.log) < MAX_LOG:
-            self.log.append(Passage(client, to_server, data, not drop))
+            fate: Literal["passed", "dropped", "corrupted"] = (
+                "dropped" if drop else "corrupted" if corrupt else "passed"
+            )
+            self.log.append(Passage(client, to_server, data, fate))
         if drop:
             self.dropped += 1
             return
-        if draw() < ills.corrupt:
+        if corrupt:
             self.corrupted += 1
             at = self._random.randrange(len(data))
             data = data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from aioquic.quic.packet import QuicPacketType
 
+from mqttquic_lab.quic.tickets import TicketStore
 from tests.scenarios import wire
+from tests.scenarios.load import PATIENCE
 
 if TYPE_CHECKING:
     from tests.scenarios.scenario import Run
@@ -56,6 +59,7 @@ def server_kept_to_three_times(run: Run) -> str:
     assert len(certificate.names) > 100
     # The first datagram alone reached the server: it cannot have sent all that it had.
     assert chain > 3 * 1200
+    assert any(event.name == "amplification_limited" for event in run.listener.connections[0].trace)
     return f"server sent {sums.highest_ratio:.2f} times what it had received, at most; chain of {chain} bytes"
 
 
@@ -72,6 +76,25 @@ def corrupted_datagrams(run: Run) -> str:
     assert run.relay.corrupted >= 10
     assert run.listener.accepted == len(run.sessions)
     return f"{run.relay.corrupted} datagrams corrupted, no payload"
+
+
+def lost_handshakes(run: Run) -> str:
+    """Some of what was lost belonged to handshakes."""
+    lost = wire.handshakes(run.relay.log, "dropped")
+    assert lost >= 5
+    lost_datagrams(run)
+    return f"{run.relay.dropped} datagrams lost, {lost} of them with handshake packets; all connections came about"
+
+
+def corrupted_handshakes(run: Run) -> str:
+    """Some of what was corrupted belonged to handshakes."""
+    corrupted = wire.handshakes(run.relay.log, "corrupted")
+    assert corrupted >= 5
+    corrupted_datagrams(run)
+    return (
+        f"{run.relay.corrupted} datagrams corrupted, {corrupted} of them with handshake packets; "
+        "all connections came about"
+    )
 
 
 def went_over_ipv6(run: Run) -> str:
@@ -159,3 +182,86 @@ def keys_were_updated(run: Run) -> str:
     assert (server.key_updates, server.key_phase) == (2, 0)
     assert run.relay.dropped == 0
     return f"key phases {', '.join(str(phase) for phase in (0, *run.notes['phases']))}; {report.key_updates} updates"
+
+
+def chacha20_protects(run: Run) -> str:
+    """Both ends agreed on the only cipher suite offered."""
+    assert run.report.cipher_suite == "TLS_CHACHA20_POLY1305_SHA256"
+    server = run.listener.connections[0].refresh_report()
+    assert server.cipher_suite == run.report.cipher_suite
+    return run.report.cipher_suite
+
+
+def address_was_validated(run: Run) -> str:
+    """The first packet was answered with Retry, which cost a round trip."""
+    assert run.report.retry
+    assert run.report.round_trips == 3
+    assert run.listener.retries == 1
+    assert wire.types(run.relay.log, to_server=False)[QuicPacketType.RETRY] == 1
+    return "one Retry, seen on the wire"
+
+
+def version_2_is_spoken(run: Run) -> str:
+    """Asked for in v1's first packet, spoken from the server's first on (RFC 9368 section 2.3)."""
+    assert run.report.quic_version == "QUIC v2"
+    assert run.report.version_negotiated
+    assert run.report.round_trips == 2, "compatible version negotiation costs no round trip"
+    assert wire.versions(run.relay.log, to_server=True) == [0x0000_0001, 0x6B33_43CF]
+    assert wire.versions(run.relay.log, to_server=False)[-1] == 0x6B33_43CF
+    assert wire.types(run.relay.log, to_server=False)[QuicPacketType.VERSION_NEGOTIATION] == 0
+    return "first packet v1, then v2 both ways"
+
+
+async def gets_a_ticket(run: Run) -> None:
+    """From an earlier connection."""
+    run.options["tickets"] = tickets = TicketStore()
+    first = await run.open(early_data=False, publish_early=())
+    async with asyncio.timeout(PATIENCE):
+        while not len(tickets):
+            await first.ping(timeout=PATIENCE)
+    run.notes["first"] = first.handshake
+    await first.close()
+
+
+def was_resumed(run: Run) -> str:
+    """No certificate was shown, and none had to be."""
+    assert not run.notes["first"].resumed
+    assert run.notes["first"].certificates
+    report = run.report
+    assert (report.resumed, report.verification, report.certificates) == (True, "resumed", ())
+    assert report.early_data == "not offered"
+    assert report.round_trips == 2
+    assert wire.types(run.relay.log, to_server=True)[QuicPacketType.ZERO_RTT] == 0
+    return "resumed with the ticket of an earlier connection, no certificate"
+
+
+EARLY = tuple((f"early/{n}", f"in the first flight, {n}", 1 + n % 2) for n in range(10))
+"""Topic, payload and QoS of what goes before CONNACK."""
+
+
+async def gets_a_ticket_and_a_witness(run: Run) -> None:
+    """Somebody else receives what goes early."""
+    await gets_a_ticket(run)
+    witness = await run.open(tickets=None, early_data=False, publish_early=())
+    run.notes["witness"] = await witness.subscribe("early/#", qos=2, max_messages=100)
+
+
+async def early_messages_arrive(run: Run) -> None:
+    """Wait for them, at both ends."""
+    run.notes["results"] = await run.session.early_published(timeout=PATIENCE)
+    await run.notes["witness"].wait(len(EARLY), timeout=PATIENCE)
+
+
+def went_in_the_first_flight(run: Run) -> str:
+    """CONNECT and ten PUBLISH packets went in 0-RTT packets, and were taken."""
+    report = run.report
+    assert (report.resumed, report.early_data, report.round_trips) == (True, "accepted", 1)
+    assert [result.reason_code for result in run.notes["results"]] == [0] * len(EARLY)
+    witness = run.notes["witness"]
+    came = []
+    while (message := witness.cursor.take()) is not None:
+        came.append((message.topic, message.value, message.qos))
+    assert sorted(came) == sorted(EARLY)
+    packets = wire.types(run.relay.log, to_server=True)[QuicPacketType.ZERO_RTT]
+    assert packets >= 1
+    return f"CONNECT and {len(EARLY)} PUBLISH packets in {packets} 0-RTT packets, accepted"

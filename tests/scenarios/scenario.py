@@ -84,8 +84,12 @@ class Run:
     scenario: Scenario
     broker: BrokerServer
     relay: LossyRelay
+    stack: AsyncExitStack
+    """Closes what was opened."""
     sessions: list[AsyncSession] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the sessions, beside the scenario's, that ``before`` has made."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What ``before`` and ``during`` want ``happened`` to know."""
 
@@ -93,8 +97,16 @@ class Run:
         """Open a session through the relay."""
         host, port = self.relay.address
         url = f"quic://[{host}]:{port}" if ":" in host else f"quic://{host}:{port}"
-        options = {"ca_file": self.broker.ca_file, "timeout": PATIENCE, **self.scenario.connect, **options}
-        return await AsyncSession.open(url, **options)
+        options = {
+            "ca_file": self.broker.ca_file,
+            "timeout": PATIENCE,
+            **self.scenario.connect,
+            **self.options,
+            **options,
+        }
+        session = await AsyncSession.open(url, **options)
+        self.stack.push_async_callback(session.close)
+        return session
 
     @property
     def session(self) -> AsyncSession:
@@ -129,12 +141,10 @@ async def run(scenario: Scenario) -> tuple[Run, str]:
         broker = await stack.enter_async_context(BrokerServer(config))
         host, port = cast("QuicListener", broker._listeners[0]).addresses[0]
         relay = LossyRelay((host, port), scenario.ills, **scenario.relay)
-        this = Run(scenario, broker, await stack.enter_async_context(relay))
+        this = Run(scenario, broker, await stack.enter_async_context(relay), stack)
         if scenario.before is not None:
             await scenario.before(this)
         this.sessions = await asyncio.gather(*(this.open() for _ in range(scenario.sessions)))
-        for session in this.sessions:
-            stack.push_async_callback(session.close)
         carriers: list[AsyncSession | AsyncStream] = list(this.sessions)
         carriers += [await this.session.open_stream() for _ in range(scenario.streams)]
         this.loads = [Load(f"load{n}", scenario.each, scenario.topics) for n in range(len(carriers))]

@@ -25,7 +25,7 @@ def test_a_complete_load_passes() -> None:
 
 def test_qos_1_may_come_again_but_qos_2_may_not() -> None:
     load = complete()
-    once, exactly_once = sorted(load.acknowledged)[0], sorted(load.acknowledged)[-1]
+    once, exactly_once = min(load.acknowledged), max(load.acknowledged)
     load.received[once] += 1
     load.check()
     assert load.repeated == 1
@@ -53,12 +53,12 @@ def test_amplification_is_counted_until_the_clients_first_handshake_packet_arriv
     assert [packet.type.name for packet in wire.packets(handshake)] == ["HANDSHAKE"]
     client = ("127.0.0.1", 1)
     log = [
-        Passage(client, True, bytes(1200), True),
-        Passage(client, False, bytes(3600), True),
-        Passage(client, True, handshake, False),  # lost: the server does not know yet
-        Passage(client, False, bytes(1200), True),
-        Passage(client, True, handshake, True),
-        Passage(client, False, bytes(9000), True),
+        Passage(client, True, bytes(1200), "passed"),
+        Passage(client, False, bytes(3600), "passed"),
+        Passage(client, True, handshake, "dropped"),  # lost: the server does not know yet
+        Passage(client, False, bytes(1200), "passed"),
+        Passage(client, True, handshake, "passed"),
+        Passage(client, False, bytes(9000), "passed"),
     ]
     assert wire.before_validation(log) == (1200, 4800, 4.0)
 

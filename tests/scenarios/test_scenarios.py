@@ -22,11 +22,29 @@ SCENARIOS = (
         name="longrtt", what="300 ms round trip", relay={"delay": 0.15}, window=200, happened=it.took_long_round_trips
     ),
     Scenario(
+        name="chacha20", what="one cipher suite offered",
+        connect={"cipher_suites": "CHACHA20_POLY1305_SHA256"}, happened=it.chacha20_protects,
+    ),
+    Scenario(
         name="multiplexing",
         what="a stream for each of 16 topics, 16 explicit streams",
         connect={"streams": "per-topic"},
         topics=16, streams=16, each=50, window=16,
         during=it.streams_are_counted, happened=it.many_streams_at_once,
+    ),
+    Scenario(
+        name="retry", what="the broker wants the address validated",
+        broker={"profile": "rocketmq"}, happened=it.address_was_validated,
+    ),
+    Scenario(name="resumption", what="a second connection", before=it.gets_a_ticket, happened=it.was_resumed),
+    Scenario(
+        name="zerortt",
+        what="CONNECT and ten PUBLISH packets before the handshake",
+        broker={"profile": "mqttv5"},
+        connect={"early_data": "publish", "publish_early": it.EARLY},
+        before=it.gets_a_ticket_and_a_witness,
+        during=it.early_messages_arrive,
+        happened=it.went_in_the_first_flight,
     ),
     Scenario(
         name="blackhole", what="nothing passes for 1.5 s", during=it.goes_dark, happened=it.was_dark,
@@ -45,7 +63,7 @@ SCENARIOS = (
     Scenario(
         name="handshakeloss",
         what="8 connections, 30 % of their first 6 datagrams each way are lost",
-        ills=Ills(drop=0.3), relay={"only_first": 6, "seed": 3}, sessions=8, each=40, happened=it.lost_datagrams,
+        ills=Ills(drop=0.3), relay={"only_first": 6, "seed": 3}, sessions=8, each=40, happened=it.lost_handshakes,
     ),
     Scenario(
         name="transferloss",
@@ -56,7 +74,7 @@ SCENARIOS = (
         name="handshakecorruption",
         what="8 connections, 30 % of their first 6 datagrams each way are corrupted",
         ills=Ills(corrupt=0.3), relay={"only_first": 6, "seed": 5}, sessions=8, each=40,
-        happened=it.corrupted_datagrams,
+        happened=it.corrupted_handshakes,
     ),
     Scenario(
         name="transfercorruption",
@@ -64,6 +82,9 @@ SCENARIOS = (
         ills=Ills(corrupt=0.05), relay={"delay": 0.005}, happened=it.corrupted_datagrams,
     ),
     Scenario(name="ipv6", what="::1", broker={"host": "::1"}, happened=it.went_over_ipv6),
+    Scenario(
+        name="v2", what="v1 first, v2 asked for", connect={"quic_version": "v1-to-v2"}, happened=it.version_2_is_spoken
+    ),
     Scenario(
         name="rebind-port", what="a NAT gives a new port, twice", during=it.nat_rebinds_port, happened=it.was_rebound
     ),

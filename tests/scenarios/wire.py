@@ -53,6 +53,12 @@ def versions(log: Iterable[Passage], *, to_server: bool) -> list[int]:
     return list(seen)
 
 
+def handshakes(log: Iterable[Passage], fate: str) -> int:
+    """Count the datagrams with Initial or Handshake packets that met with a fate."""
+    kinds = {QuicPacketType.INITIAL, QuicPacketType.HANDSHAKE}
+    return sum(passage.fate == fate and any(p.type in kinds for p in packets(passage.data)) for passage in log)
+
+
 def destination_ids(log: Iterable[Passage]) -> dict[Any, set[bytes]]:
     """Return the connection ids of short headers to the server, by the client's address (RFC 9000 section 5.2)."""
     found: dict[Any, set[bytes]] = {}
@@ -77,7 +83,7 @@ def before_validation(log: Iterable[Passage]) -> BeforeValidation:
     ratio = 0.0
     for passage in log:
         if passage.to_server:
-            if not passage.forwarded:
+            if passage.fate != "passed":
                 continue
             if any(p.type is QuicPacketType.HANDSHAKE for p in packets(passage.data)):
                 break
