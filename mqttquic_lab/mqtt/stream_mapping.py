@@ -262,7 +262,7 @@ class StreamMapping:
             return StreamChoice(key, finish=finish)
         evict: StreamKey | None = None
         if key in self._finishing:
-            # One name for two streams would mix their ends up.
+            # Messages of one topic keep their order (MQTT 5.0 section 4.6), which two streams would not.
             self.waits += 1
             return StreamChoice(None)
         if len(self._streams) >= self.max_streams or (self._is_full and not self._finishing):

@@ -85,6 +85,16 @@ def test_per_topic_at_the_peer_s_limit_waits_for_the_evicted_stream_to_end() -> 
     assert mapping.waits == 3
 
 
+def test_a_topic_comes_back_only_after_its_old_stream_has_ended() -> None:
+    mapping = StreamMapping("per-topic", max_streams=1)
+    mapping.for_publish("a")
+    assert mapping.for_publish("b").evict == topic("a")
+    assert mapping.for_publish("a") == StreamChoice(None)  # its messages would overtake each other
+    assert topic("b") in mapping
+    mapping.closed(topic("a"))
+    assert mapping.for_publish("a") == StreamChoice(topic("a"), opens=True, evict=topic("b"))
+
+
 def test_per_topic_waits_for_busy_streams() -> None:
     mapping = StreamMapping("per-topic", max_streams=1)
     mapping.for_publish("a", 1)
