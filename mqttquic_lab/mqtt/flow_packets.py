@@ -62,6 +62,11 @@ FLOW_PACKET_TABLE: Final[Mapping[tuple[int, FlowKind], bool]] = {
 }
 """(MQTT packet type, kind of flow) -> whether it may travel there."""
 
+CARRIES: Final[Mapping[FlowKind, tuple[bool, ...]]] = {
+    kind: tuple(FLOW_PACKET_TABLE.get((type_, kind), False) for type_ in range(16)) for kind in FlowKind
+}
+"""The same by kind and position, for a look-up per packet without hashing."""
+
 
 def check_flow_packet(packet: Any, kind: FlowKind, flow_id: int | None = None) -> None:
     """Check that a packet may travel on a flow of this kind (MQoQ 9.19).

@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from mqttquic_lab.mqtt.flow_header import FlowHeader, FlowType, flow_owner
-from mqttquic_lab.mqtt.flow_packets import FlowKind
+from mqttquic_lab.mqtt.flow_packets import CARRIES, FlowKind
 from mqttquic_lab.mqtt.state import Role
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class Flow:
         Topic aliases that the peer has set on this flow. Bounded by whoever fills it (Topic Alias Maximum).
     aliases_out : dict of str to int
         Topic aliases that we have set, likewise.
+    carries : tuple of bool
+        By packet type: whether it may travel on this flow (MQoQ 9.19).
     subscriptions : dict of str to object
         Topic filter -> whatever the owner keeps of a subscription made on this flow. Bounded by whoever fills it.
     owner_data : object
@@ -107,6 +109,7 @@ class Flow:
         "active",
         "aliases_in",
         "aliases_out",
+        "carries",
         "deliveries",
         "expires_at",
         "header",
@@ -123,6 +126,7 @@ class Flow:
         self.header = header
         self.role = role
         self.deliveries = deliveries
+        self.carries = CARRIES[FlowKind(header.type)]
         self.aliases_in: dict[int, str] = {}
         self.aliases_out: dict[str, int] = {}
         self.subscriptions: dict[str, Any] = {}

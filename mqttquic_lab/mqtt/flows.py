@@ -339,7 +339,8 @@ class FlowTable(FlowBook):
         if flow is None:
             self.stale += 1
             return None
-        check_flow_packet(packet, flow.kind, flow.id)
+        if not flow.carries[packet.TYPE]:
+            check_flow_packet(packet, flow.kind, flow.id)
         if sender is self.role and not flow.can_send:
             raise UsageError(f"{packet.NAME} cannot be sent on stream {stream_id}: its sending direction is not open")
         back = flow.receiving if sender is self.role else flow.sending
