@@ -103,7 +103,7 @@ class Client(Pipeline):
             self._open(stream)
 
     def _open(self, stream: ByteStream) -> None:
-        self.outbox = self._make_outbox(stream)
+        self.outbox = self.answers = self._make_outbox(stream)
         self.stream = stream
         self._streams.open_control(stream, self._begin)
 
@@ -200,7 +200,8 @@ class Client(Pipeline):
         self._watch_keepalive()
         self._stats.connects_total += 1
         self.receive_maximum = min(packet.properties.get("receive_maximum", RECEIVE_MAXIMUM), config.max_inflight)
-        self.is_plain = self.size_limit is None and not self._streams.carry_deliveries
+        self.has_ways = self._streams.carry_deliveries
+        self.is_plain = self.size_limit is None and not self.has_ways
         session.connected(self, self.receive_maximum)
         if session.subscriptions:
             self._router.forget_routes()
@@ -316,7 +317,7 @@ class Client(Pipeline):
 
     def way(self, topic: str) -> Outbox:
         """Return where messages of a topic go out: a stream of the topic's own, if the profile wants that."""
-        return self._streams.way(topic) if self._streams.carry_deliveries else self.outbox
+        return self._streams.way(topic) if self.has_ways else self.outbox
 
     @property
     def keepalive(self) -> ServerKeepAlive:
@@ -351,6 +352,9 @@ class Client(Pipeline):
             queued=sum(len(each.queue) for each in sessions),
             pending=sum(each.pending for each in outboxes),
             dropped=self._streams.past.dropped + sum(each.dropped for each in outboxes),
+            resumed=self.connection.report.resumed,
+            early_data="accepted" if self.connection.is_early else self.connection.report.early_data,
+            early_messages=self._streams.past.early_messages + sum(each.early_messages for each in pipelines),
         )
 
     HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {

@@ -205,7 +205,7 @@ class FlowStream(DataStream):
         if self._streams.book.table.check_packet(self._id, packet, Role.CLIENT) is None:
             return  # another stream has taken the flow over (MQoQ 9.14)
         if type(packet) is PingReq:
-            self._answer(PINGRESP)
+            self.answers.write(PINGRESP)
             return
         super()._handle(packet)
 

@@ -38,13 +38,11 @@ class Mqttv5Stream(DataStream):
     def __init__(self, client: Client, streams: Streams, stream: ByteStream, server: BrokerServer) -> None:
         self._client = client
         super().__init__(client, streams, stream, server)
+        self.answers = client.outbox
         self._handlers = self.HANDLERS
 
-    def _answer(self, packet: bytes) -> None:
-        self._client.outbox.write(packet)
-
     def _on_pingreq(self, packet: PingReq) -> None:
-        self._answer(PINGRESP)
+        self.answers.write(PINGRESP)
 
     def _fail(self, error: ProtocolError) -> None:
         self._stats.stream_errors += 1

@@ -14,6 +14,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mqttquic_lab.broker.early import EarlyPublish, marked
 from mqttquic_lab.broker.message import Message
 from mqttquic_lab.broker.outbox import Holdable, Outbox
 from mqttquic_lab.broker.subscribing import RetainedDelivery, subscribe, unsubscribe
@@ -64,7 +65,9 @@ class Pipeline(Holdable):
     stream : ByteStream or None
         None until the client has opened its control stream.
     outbox : Outbox
-        Where answers, and messages for the subscriptions of :attr:`session`, go.
+        Where messages for the subscriptions of :attr:`session` go.
+    answers : Outbox
+        Where answers go: the same, but in some profiles the control stream's.
     session : Session or None
         Whose packet identifiers and subscriptions this stream uses; None before CONNECT was accepted.
     state : ConnectionState
@@ -73,6 +76,8 @@ class Pipeline(Holdable):
         Maximum Packet Size that the client takes, bytes; None for any (MQTT 5.0 section 3.1.2.11.4).
     is_plain : bool
         Whether a QoS 0 message may be copied to :attr:`outbox` unseen.
+    has_ways : bool
+        Whether messages go where :meth:`way` says instead of to :attr:`outbox`.
     """
 
     def __init__(self, server: BrokerServer, version: Version | None) -> None:
@@ -81,14 +86,17 @@ class Pipeline(Holdable):
         self._router = server.router
         self.stream: ByteStream | None = None
         self.outbox: Outbox
+        self.answers: Outbox
         self.state = ConnectionState.IDLE
         self.version: Version = 5 if version is None else version
         self.session: Session | None = None
         self.size_limit: int | None = None
         self.is_plain = True
+        self.has_ways = False
         self.is_ended = False
         self.messages_in = 0
         self.bytes_in = 0
+        self.early_messages = 0
         self._aliases: dict[int, str] = {}
         self._decoder = PacketDecoder(version, max_packet_size=server.config.max_packet_size, receiver="server")
         self._failure: ProtocolError | None = None
@@ -131,6 +139,8 @@ class Pipeline(Holdable):
             self._failure = ProtocolError(
                 f"CONNECT of more than {MAX_CONNECT} bytes", reason_code=ReasonCode.PACKET_TOO_LARGE
             )
+        if self.stream is not None and self.stream.connection.is_early:
+            packets = marked(packets)
         if self._reasons:  # it was on its way when reading was paused
             self._waiting.extend(packets)
         else:
@@ -246,10 +256,6 @@ class Pipeline(Holdable):
             for client in clients:
                 client.outbox.push(packets, count)
 
-    def _answer(self, packet: bytes) -> None:
-        """Send an answer to where it belongs: back on the same stream."""
-        self.outbox.write(packet)
-
     def _handle(self, packet: Packet) -> None:
         self.state = check_packet(Role.CLIENT, self.state, packet, self.version)
         self.HANDLERS[type(packet)](self, packet)
@@ -268,12 +274,17 @@ class Pipeline(Holdable):
             nobody = self.version == 5 and self._router.route(topic).is_empty
             received = session.deliveries.receive(packet, ReasonCode.NO_MATCHING_SUBSCRIBERS if nobody else 0)
             assert received.reply is not None
-            self._answer(received.reply.encode(self.version))
+            self.answers.write(received.reply.encode(self.version))
             if not received.deliver:
                 return
         now = self._server.clock.time()
         message = Message(topic, packet.payload, packet.qos, packet.retain, packet.properties, now)
         self._server.publish(message, session.owner)
+
+    def _on_early_publish(self, packet: EarlyPublish) -> None:
+        self.early_messages += 1
+        self._stats.early_messages += 1
+        self._on_publish(packet)
 
     def _resolve_alias(self, packet: Publish) -> str:
         """Return the topic of a PUBLISH with a topic alias (MQTT 5.0 section 3.3.2.3.4)."""
@@ -303,12 +314,12 @@ class Pipeline(Holdable):
         assert session is not None
         reply = session.acknowledge(packet)
         if reply is not None:
-            self._answer(reply.encode(self.version))
+            self.answers.write(reply.encode(self.version))
         self.on_room()
 
     def _on_pubrel(self, packet: PubRel) -> None:
         assert self.session is not None
-        self._answer(self.session.deliveries.release(packet).encode(self.version))
+        self.answers.write(self.session.deliveries.release(packet).encode(self.version))
 
     def on_room(self) -> None:
         """Send what waited for room: in the connection, or among the unacknowledged messages."""
@@ -321,12 +332,12 @@ class Pipeline(Holdable):
     def _on_subscribe(self, packet: Subscribe) -> None:
         assert self.session is not None
         answer = subscribe(self._server, self.session, packet, self._retained)
-        self._answer(answer.encode(self.version))
+        self.answers.write(answer.encode(self.version))
         self._retained.pump()
 
     def _on_unsubscribe(self, packet: Unsubscribe) -> None:
         assert self.session is not None
-        self._answer(unsubscribe(self._server, self.session, packet).encode(self.version))
+        self.answers.write(unsubscribe(self._server, self.session, packet).encode(self.version))
 
     # --- what others ask ----------------------------------------------------------------------------------------
 
@@ -345,6 +356,7 @@ class Pipeline(Holdable):
 
     HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         Publish: _on_publish,
+        EarlyPublish: _on_early_publish,
         PubAck: _on_acknowledgement,
         PubRec: _on_acknowledgement,
         PubComp: _on_acknowledgement,

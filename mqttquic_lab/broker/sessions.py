@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from mqttquic_lab.broker.outbox import FULL
+from mqttquic_lab.broker.outbox import FULL, Outbox
 from mqttquic_lab.mqtt import PubAck, PubRec, PubRel, ReasonCode
 from mqttquic_lab.mqtt.deliveries import Deliveries
 
@@ -148,10 +148,14 @@ class Session:
                     client.way(message.topic).push(packet, 1)
             return
         outgoing = Outgoing(message, qos, retain, identifiers)
-        if client is None or self.queue or client.way(message.topic).is_full or not self._begin(client, outgoing):
+        if client is None or self.queue:
+            self._enqueue(outgoing)
+            return
+        outbox = client.way(message.topic) if client.has_ways else client.outbox
+        if outbox.is_full or not self._begin(client, outgoing, outbox):
             self._enqueue(outgoing)
 
-    def _begin(self, client: Pipeline, outgoing: Outgoing) -> bool:
+    def _begin(self, client: Pipeline, outgoing: Outgoing, outbox: Outbox) -> bool:
         """Send a message for the first time; returns False if as much as allowed is under way already."""
         message, qos, retain, identifiers = outgoing
         deliveries = self.deliveries
@@ -165,7 +169,7 @@ class Session:
         self.inflight_bytes += message.size
         packet_id = deliveries.send(message.topic, message.payload, qos, token=outgoing)
         if packet_id is not None:
-            client.way(message.topic).send(form.encode(packet_id))
+            outbox.send(form.encode(packet_id))
         return True  # without an identifier, it comes back among the sendable ones
 
     def _send(self, client: Pipeline, delivery: Delivery) -> None:
@@ -242,7 +246,7 @@ class Session:
                 break
             if outgoing.message.is_expired(now):
                 self._stats.expired += 1
-            elif not self._begin(client, outgoing):
+            elif not self._begin(client, outgoing, outbox):
                 break
             self._pop()
             batch += outgoing.message.size

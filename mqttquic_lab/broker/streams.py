@@ -52,7 +52,7 @@ class DataStream(Pipeline):
         self.is_plain = client.size_limit is None
         self.can_answer = not (stream.id or 0) & 2
         """False on a unidirectional stream of the client's: acknowledgements go out on the control stream."""
-        self.outbox = self._make_outbox(stream) if self.can_answer else client.outbox
+        self.outbox = self.answers = self._make_outbox(stream) if self.can_answer else client.outbox
         is_ours = bool((stream.id or 0) & 1)
         self.owns_session = server.profile.state_per_stream and self.can_answer and not is_ours
         self._handlers = self.HANDLERS if self.can_answer and not is_ours else self._PUBLISH_ONLY
@@ -165,7 +165,7 @@ class DataStream(Pipeline):
         """Answer through another outbox from now on: ours has said its last word."""
         self.outbox.flush()
         self.can_answer = False
-        self.outbox = outbox
+        self.outbox = self.answers = outbox
 
     _PUBLISH_ONLY: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         kind: handler for kind, handler in Pipeline.HANDLERS.items() if kind not in (Subscribe, Unsubscribe)
@@ -175,10 +175,11 @@ class DataStream(Pipeline):
 class Totals:
     """What passed through streams that have ended."""
 
-    __slots__ = ("bytes_in", "bytes_out", "dropped", "messages_in", "messages_out")
+    __slots__ = ("bytes_in", "bytes_out", "dropped", "early_messages", "messages_in", "messages_out")
 
     def __init__(self) -> None:
         self.messages_in = self.messages_out = self.bytes_in = self.bytes_out = self.dropped = 0
+        self.early_messages = 0
 
 
 class _Opens(Protocol):
@@ -283,6 +284,7 @@ class Streams:
                 break
         past = self.past
         past.messages_in += stream.messages_in
+        past.early_messages += stream.early_messages
         past.bytes_in += stream.bytes_in
         if stream.can_answer:
             past.messages_out += stream.outbox.messages_out
