@@ -83,7 +83,13 @@ class Reconnector:
         session = self._session
         # 3.1.1 has no session without a name: there is nothing to ask for then.
         named = bool(session.client_id) or session.options.level == 5
-        options = replace(session.options, client_id=session.client_id, clean_start=not named, timeout=timeout)
+        options = replace(
+            session.options,
+            client_id=session.client_id,
+            clean_start=not named,
+            timeout=timeout,
+            publish_early=(),  # those were for the first connection
+        )
         if url is not None:
             if transport_of(url) != "quic":
                 options = replace(options, fallback=False)

@@ -33,6 +33,7 @@ from mqttquic_lab.mqtt import (
     UnsubAck,
     Unsubscribe,
 )
+from mqttquic_lab.quic.tickets import TicketStore
 from mqttquic_lab.session import AsyncSession
 from mqttquic_lab.session.connecting import checked_connect
 from tests.helpers.lossy import Ills, LossyRelay
@@ -432,6 +433,46 @@ async def test_a_closed_session_opens_again(connect: Open, version: str) -> None
     await hang(feed.wait(1))
     assert session.events[-1].what == "renewed"
     assert session.errors == []
+
+
+async def test_data_streams_begin_anew_with_the_connection(broker: BrokerServer, connect: Open) -> None:
+    session = await connect("quic", streams="per-topic", **KEPT)
+    stream = await session.open_stream()
+    theirs = await stream.subscribe("a", 1)
+    mine = await session.subscribe("b", 1)
+    await session.publish("b", b"1", 1)
+    await hang(session.reconnect())
+    assert not is_active(theirs)
+    assert is_active(mine)
+    assert [info.kind for info in session.streams] == ["control"]
+    await session.publish("b", b"2", 1)
+    await hang(mine.wait(2))
+    assert [info.kind for info in session.streams] == ["control", "topic"]
+    await hang(session.reconnect(broker.urls["mqtts"]))
+    await session.publish("b", b"3", 1)
+    await hang(mine.wait(3))
+    assert [(info.kind, info.id) for info in session.streams] == [("control", None)]
+
+
+async def test_a_lost_session_comes_back_in_one_round_trip() -> None:
+    """With a ticket, the CONNECT that resumes the session goes in the first flight (0-RTT)."""
+    options: dict[str, Any] = {"tickets": TicketStore(), "early_data": "publish", "publish_early": [("b", b"once", 1)]}
+    # A broker that takes early data.
+    config = BrokerConfig(quic_port=0, tls=False, tcp=False, profile="mqttv5")
+    async with BrokerServer(config) as broker, await AsyncSession.open(broker, **options, **KEPT) as session:
+        await hang(session.early_published())
+        feed = await session.subscribe("#", 1)
+        session.connection.abort("cable")
+        await hang(session.wait_closed())
+        await hang(session.reconnect())
+        report = session.handshake
+        assert (report.early_data, report.round_trips) == ("accepted", 1)
+        # While the session is in use CONNECT waits for the handshake: the broker would end the old connection by it.
+        await hang(session.reconnect())
+        assert (session.handshake.resumed, session.handshake.early_data) == (True, "not offered")
+        await session.publish("a", b"x", 1)
+        await hang(feed.wait(1))
+        assert feed.df["topic"].tolist() == ["a"]  # what went early did so once
 
 
 async def test_nobody_there_leaves_the_session_as_it_is(connect: Open, free_port: int) -> None:
