@@ -376,6 +376,7 @@ class QuicConnection(Movable):
         engine = self.engine
         run: list[bytes] = []
         run_id = -1
+        stops: list[events.QuicEvent] = []
         while (event := engine.next_event()) is not None:
             if type(event) is events.StreamDataReceived:
                 if run and event.stream_id != run_id:
@@ -387,6 +388,8 @@ class QuicConnection(Movable):
                     continue
                 self._stream_data(run_id, run, fin=True)
                 run = []
+            elif type(event) is events.StopSendingReceived:
+                stops.append(event)
             else:
                 if run:
                     self._stream_data(run_id, run, fin=False)
@@ -396,6 +399,9 @@ class QuicConnection(Movable):
                 return
         if run:
             self._stream_data(run_id, run, fin=False)
+        # STOP_SENDING comes first in a packet, and does not void what the peer itself sent there: its DISCONNECT.
+        for event in stops:
+            self._handle_event(event)
         if self._tracer is not None:
             self._tracer.flush()
         if not self._confirmed and private.handshake_confirmed(engine):
@@ -403,7 +409,9 @@ class QuicConnection(Movable):
 
     def _stream_data(self, stream_id: int, chunks: list[bytes], *, fin: bool) -> None:
         if not self._handshake_complete:
-            self._tell_established()  # 0-RTT data comes before the handshake completes
+            # 0-RTT data comes before the handshake completes; who takes it has to know the protocol.
+            self.report.alpn = self.engine.tls.alpn_negotiated
+            self._tell_established()
         stream = self._table.of(stream_id)
         stream.received(chunks[0] if len(chunks) == 1 else b"".join(chunks), fin=fin)
         if fin:

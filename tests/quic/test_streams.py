@@ -197,6 +197,22 @@ async def test_stop_sending_ends_writing(identities: Identities) -> None:
         assert ours.stream.pending == 0
 
 
+async def test_last_words_are_read_before_stop_sending(identities: Identities) -> None:
+    """As a broker built on quinn ends a session: STOP_SENDING, DISCONNECT and FIN in one packet, in this order."""
+    async with serving(identities) as server, connected(server, identities) as (client, _):
+        told: list[object] = []
+        client.control.on_data = told.append
+        client.control.on_end = lambda: told.append("end")
+        client.control.on_reset = lambda code: told.append(("reset", code))
+        client.control.write(b"hello")
+        stream = await server.stream()
+        stream.connection.engine.stop_stream(stream.id, 7)
+        stream.write(b"goodbye")
+        stream.end()
+        await settle(lambda: len(told) == 3)
+        assert told == [b"goodbye", "end", ("reset", 7)]
+
+
 async def test_reset_told_to_a_handler_that_comes_later(identities: Identities) -> None:
     async with serving(identities) as server, connected(server, identities) as (client, _):
         stream = client.open_stream()
