@@ -91,7 +91,7 @@ class Outbox:
     __slots__ = (
         "_clock", "_dirty", "_flushes", "_full_reason", "_grace", "_held", "_limit", "_messages", "_on_room", "_owner",
         "_parts", "_queue_is_short", "_stats", "_stream", "_task", "_timer", "bytes_out", "dropped", "is_full",
-        "is_lagging", "is_overflowing", "messages_out", "queue_is_long",
+        "is_lagging", "is_overflowing", "messages_out", "queue_is_long", "total_pending",
     )  # fmt: skip
 
     def __init__(
@@ -128,6 +128,8 @@ class Outbox:
         """More than ``max_pending_bytes`` are pending."""
         self.queue_is_long = False
         """The session's queue of QoS 1 and 2 messages is more than half full."""
+        self.total_pending: Callable[[], int] | None = None
+        """Bytes pending on all streams of the client, where the bound holds for them together."""
         self.messages_out = 0
         self.bytes_out = 0
         self.dropped = 0
@@ -173,6 +175,8 @@ class Outbox:
         pending = self._stream.pending
         if pending > FULL:
             self.is_full = True
+            if self.total_pending is not None:
+                pending = self.total_pending()
             if pending > self._limit and not self.is_overflowing:
                 self.is_overflowing = True
                 self._owner.block(self)

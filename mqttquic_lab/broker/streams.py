@@ -8,7 +8,7 @@ are allowed; whoever breaks a rule on a data stream loses that stream, not the s
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from mqttquic_lab.broker.pipeline import Pipeline
@@ -53,6 +53,8 @@ class DataStream(Pipeline):
         self.can_answer = not (stream.id or 0) & 2
         """False on a unidirectional stream of the client's: acknowledgements go out on the control stream."""
         self.outbox = self.answers = self._make_outbox(stream) if self.can_answer else client.outbox
+        if self.can_answer:
+            self.outbox.total_pending = streams.pending
         is_ours = bool((stream.id or 0) & 1)
         self.owns_session = server.profile.state_per_stream and self.can_answer and not is_ours
         self._handlers = self.HANDLERS if self.can_answer and not is_ours else self._PUBLISH_ONLY
@@ -206,6 +208,7 @@ class Streams:
         self._open: dict[int, DataStream] = {}
         self._early: list[ByteStream] = []
         self._topics: OrderedDict[str, DataStream] = OrderedDict()
+        self._retired: deque[DataStream] = deque()
         self.carry_deliveries = self._profile.delivery == "per-topic" and client.connection.transport == "quic"
         self.past = Totals()
 
@@ -229,6 +232,10 @@ class Streams:
     def are_held(self) -> bool:
         """Whether we are not reading from one of them."""
         return any(stream.is_held for stream in self)
+
+    def pending(self) -> int:
+        """Return the bytes written to all of them that the client has not taken yet."""
+        return sum(outbox.pending for outbox in self.outboxes)
 
     # --- the client's -------------------------------------------------------------------------------------------
 
@@ -278,6 +285,8 @@ class Streams:
         """Forget a stream that has ended."""
         assert stream.stream is not None
         self._open.pop(stream.stream.id or 0, None)
+        if stream in self._retired:
+            self._retired.remove(stream)
         for topic, other in self._topics.items():
             if other is stream:
                 del self._topics[topic]
@@ -326,3 +335,6 @@ class Streams:
         past.dropped += outbox.dropped
         assert served.stream is not None
         served.stream.end()
+        self._retired.append(served)
+        if len(self._retired) > self._profile.max_delivery_streams:
+            self._retired.popleft().abort()

@@ -415,6 +415,19 @@ async def test_mqttv5_retires_the_topic_used_longest_ago(make_lab: MakeLab) -> N
     assert (await control.expect(PubRel)).packet_id == 1
 
 
+async def test_mqttv5_retired_streams_are_bounded(make_lab: MakeLab) -> None:
+    lab = await make_lab("mqttv5")
+    control = await lab.join()
+    await control.subscribe("#")
+    writer = await lab.join("writer")
+    limit = profile_named("mqttv5").max_delivery_streams
+    for number in range(2 * limit + 3):
+        await writer.publish(f"t/{number}", b"", 1)
+    client = next(client for client in lab.server.clients() if client.client_id == "x")
+    assert client.streams <= 2 * limit
+    assert (client.messages_out, client.dropped) == (2 * limit + 3, 0)
+
+
 async def test_a_client_that_lets_no_streams_be_opened_gets_all_on_the_control_stream(make_lab: MakeLab) -> None:
     lab = await make_lab("mqttv5")
     control = await lab.join()

@@ -306,6 +306,22 @@ async def test_a_full_data_stream_holds_nobody_for_long_and_grows_no_memory(make
     assert len((await slow.message()).payload) == 50_000
 
 
+async def test_what_waits_on_all_streams_together_is_bounded(make_bench: MakeBench) -> None:
+    bench = await make_bench(max_pending_bytes=600_000, slow_consumer_grace=0)
+    control = await streaming(bench)
+    streams = [control.open() for _ in range(8)]
+    for stream in streams:
+        await stream.subscribe("a")
+        stream.stream.pause_reading()
+    sender = await bench.join("sender")
+    for _ in range(20):
+        await sender.publish("a", bytes(50_000), 1)
+        bench.clock.advance(0.1)
+    info = next(info for info in bench.server.clients() if info.client_id == "x")
+    assert info.pending < 8 * 320_000  # each may become full, not all of them as much as one
+    assert info.dropped > 8 * 10
+
+
 async def test_unidirectional_streams_publish(bench: Bench) -> None:
     control = await streaming(bench)
     other = await bench.join("other")
