@@ -6,12 +6,16 @@ end. What a bound refused or dropped is counted in :class:`mqttquic_lab.broker.s
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from mqttquic_lab.broker.quic_options import settle_quic_options
 from mqttquic_lab.errors import UnknownOptionError, UsageError
 from mqttquic_lab.mqtt.profiles import ProfileName, profile_named
+
+if TYPE_CHECKING:
+    from mqttquic_lab.quic.admission import Policy
 
 Authenticate = Callable[[str, str | None, bytes | None], bool | int | Awaitable[bool | int]]
 """``authenticate(client_id, username, password)``: True or 0 admits, False or a reason code refuses. May be async."""
@@ -39,6 +43,25 @@ class BrokerConfig:
         Whose rules for streams, limits and ends the broker follows; see :mod:`mqttquic_lab.mqtt.profiles`.
     tuning : {"realistic", "loopback"}
         Tuning of the QUIC listener; ``"loopback"`` only between our own client and broker on one machine.
+    retry : bool, optional
+        Whether QUIC clients must prove their address with a Retry, one round trip more (RFC 9000 section 8.1.2).
+        Default: that of the profile, else only while many handshakes are under way.
+    early_data : bool or "unprotected", optional
+        Whether clients may send 0-RTT data, which can be replayed (RFC 9001 section 9.2). True takes it once per
+        ticket and within `early_data_window`; what comes again, or late, is not taken. ``"unprotected"`` takes it every
+        time, for lessons on the loopback. Default: that of the profile, else not.
+    early_data_window : float or str
+        Seconds by which the age that a client states for its ticket may be wrong (RFC 8446 section 8.3); beyond it the
+        connection resumes without early data.
+    quic_version : {"v1", "v2"} or sequence of these, optional
+        QUIC versions spoken; default both. Other clients get a Version Negotiation packet.
+    cipher_suites, groups : sequence of str, optional
+        TLS 1.3 cipher suites and key-exchange groups accepted over QUIC, most wanted first; default all.
+    congestion : str, optional
+        Congestion controller over QUIC: ``"newreno"``, ``"cubic"``, or one that ``mq.register_congestion_control``
+        added.
+    idle_timeout : float or str, optional
+        Seconds after which a silent QUIC connection is given up. Default: that of the profile, else 180.
     users : mapping of str to str, optional
         User name -> password. When given, everybody else is refused (reason code 0x86).
     authenticate : callable, optional
@@ -96,6 +119,14 @@ class BrokerConfig:
     server_names: tuple[str, ...] = ()
     profile: ProfileName = "generic"
     tuning: Literal["realistic", "loopback"] = "realistic"
+    retry: bool | None = None
+    early_data: bool | Policy | None = None
+    early_data_window: float | str = 10.0
+    quic_version: str | Sequence[str] | None = None
+    cipher_suites: str | Sequence[str] | None = None
+    groups: str | Sequence[str] | None = None
+    congestion: str | None = None
+    idle_timeout: float | str | None = None
     users: Mapping[str, str] | None = field(default=None, repr=False)
     authenticate: Authenticate | None = field(default=None, repr=False)
     max_connections: int = 1000
@@ -133,6 +164,7 @@ class BrokerConfig:
             self._need(f"{transport}_port", port is None or 0 <= port <= 65535, "must be 0 to 65535, or None")
         if self.users is not None and self.authenticate is not None:
             raise UsageError("give either users or authenticate, not both")
+        settle_quic_options(self)
 
     def _need(self, name: str, good: bool, rule: str) -> None:
         if not good:

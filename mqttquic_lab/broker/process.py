@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import mqttquic_lab
 from mqttquic_lab import errors
 from mqttquic_lab.broker.config import BrokerConfig
+from mqttquic_lab.broker.quic_options import refuse_own_congestion
 from mqttquic_lab.broker.status import BrokerStats, ClientInfo
 from mqttquic_lab.broker.waiting import Waiting
 from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError, UsageError
@@ -61,6 +62,7 @@ class BrokerProcess:
                 "authenticate= is a function and cannot be moved to another process: use users={name: password}, or "
                 "run the broker in this process"
             )
+        refuse_own_congestion(self.config)
         self._process: subprocess.Popen[bytes] | None = None
         self._loop: asyncio.AbstractEventLoop
         self._started: asyncio.Future[None]

@@ -15,6 +15,7 @@ from mqttquic_lab.broker.client import Client
 from mqttquic_lab.broker.config import DEFAULT_PORTS, BrokerConfig
 from mqttquic_lab.broker.flows import ALPN
 from mqttquic_lab.broker.outbox import FlushQueue
+from mqttquic_lab.broker.quic_options import counted, listener_options
 from mqttquic_lab.broker.retained import RetainedMessages
 from mqttquic_lab.broker.router import Router
 from mqttquic_lab.broker.sessions import SessionStore
@@ -167,7 +168,7 @@ class BrokerServer:
             return await attempt(0)
 
     def _quic_options(self) -> dict[str, Any]:
-        """Return what the profile wants of the QUIC listener."""
+        """Return what settings and profile want of the QUIC listener."""
         from mqttquic_lab.quic.limits import ReceiveLimits
 
         profile = self.profile
@@ -175,14 +176,7 @@ class BrokerServer:
         for name in ("connection_window", "stream_window"):
             if getattr(profile, name) is not None:
                 limits[name] = getattr(profile, name)
-        options: dict[str, Any] = {
-            "limits": ReceiveLimits(**limits),
-            "retry": profile.retry,
-            "early_data": profile.early_data,
-        }
-        if profile.idle_timeout is not None:
-            options["idle_timeout"] = profile.idle_timeout
-        return options
+        return {"limits": ReceiveLimits(**limits), **listener_options(self.config, profile)}
 
     async def close(self) -> None:
         """Tell every client (0x8B, server shutting down), close, and remove the certificate file. Safe to repeat.
@@ -249,6 +243,7 @@ class BrokerServer:
         refused = sum(listener.refused for listener in self._listeners)
         return dataclasses.replace(
             self.counters,
+            **counted(self._listeners),
             uptime=self.clock.time() - self._started_at if self._state != "new" else 0.0,
             connections=len(self._clients),
             clients=sum(client.session is not None for client in self._clients),

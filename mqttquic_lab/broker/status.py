@@ -46,6 +46,12 @@ class ClientInfo:
     """Bytes written that it has not taken yet."""
     dropped: int
     """Messages it did not get because it was too slow, or they were too large for it."""
+    resumed: bool = False
+    """Whether its QUIC connection began with a ticket of an earlier one."""
+    early_data: str = "not offered"
+    """What became of its 0-RTT data: ``"accepted"``, ``"rejected"`` or ``"not offered"``."""
+    early_messages: int = 0
+    """Application messages that it published as early data."""
 
 
 @dataclass(slots=True)
@@ -111,6 +117,26 @@ class BrokerStats:
     """QoS 1 and 2 messages that ended with their session."""
     expired: int = 0
     """Messages whose message expiry interval ran out before they could be sent."""
+    early_messages: int = 0
+    """Application messages that came as early data (0-RTT)."""
+    tickets_issued: int = 0
+    """Session tickets given to QUIC clients."""
+    resumptions: int = 0
+    """QUIC connections that began with a ticket of an earlier one."""
+    early_data_accepted: int = 0
+    """QUIC connections whose 0-RTT data was taken."""
+    early_data_rejected: int = 0
+    """QUIC connections whose 0-RTT data was not taken, for whatever reason."""
+    replays_refused: int = 0
+    """Of those rejected: the ticket had been used before."""
+    stale_refused: int = 0
+    """Of those rejected: the ticket was not as old as the client said (``early_data_window``)."""
+    retries: int = 0
+    """Retry packets sent: clients asked to prove their address."""
+    version_negotiations: int = 0
+    """Version Negotiation packets sent."""
+    amplification_limited: int = 0
+    """QUIC handshakes that had to wait because three times what the client had sent was sent (RFC 9000 section 8.1)."""
     streams_refused: int = 0
     """QUIC streams reset because they are not served: by the profile, or because the client is gone."""
     streams_total: int = 0

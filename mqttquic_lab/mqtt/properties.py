@@ -36,6 +36,9 @@ Binary data                       ``bytes``
 EMPTY: Final[Properties] = MappingProxyType({})
 """The block without a property."""
 
+EARLY_DATA: Final = ("early_data", "1")
+"""User Property by which our broker marks a message that came as early data (0-RTT), as RFC 8470 does in HTTP."""
+
 Kind = Literal["byte", "u16", "u32", "varint", "utf8", "binary", "pair"]
 
 

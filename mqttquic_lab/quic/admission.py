@@ -91,7 +91,7 @@ class AdmissionCounters:
     issued : int
         Tickets given out.
     resumed : int
-        Connections resumed.
+        Tickets that were good for a resumption.
     early_data_accepted, early_data_rejected : int
         Connections whose 0-RTT data was taken, and whose was not, for whatever reason.
     replays_refused : int
@@ -188,6 +188,7 @@ class Admission:
         if early and self.policy == "protected" and not self._is_fresh(issued, offer, now):
             self.counters.stale_refused += 1
             early = False
+        self.counters.resumed += 1
         return Verdict(issued.ticket, early)
 
     def early_data_decided(self, accepted: bool) -> None:

@@ -254,7 +254,7 @@ class AsyncSession:
             connection.abort("the session could not be made")
             raise
         session._reconnector.target = target
-        session._early = EarlyPublished(first.messages, session._publisher)
+        session._early = EarlyPublished(first.messages, session._publisher, connection)
         await session._connecting.run(first, deadline)
         return session
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mqttquic_lab.mqtt import Connect, Version
+    from mqttquic_lab.net.stream import Connection
     from mqttquic_lab.session.publishing import Publisher
     from mqttquic_lab.session.quic_options import EarlyMessage
     from mqttquic_lab.session.results import PublishResult
@@ -65,8 +66,9 @@ def numbered(messages: Sequence[EarlyMessage]) -> list[tuple[EarlyMessage, int |
 class EarlyPublished:
     """The messages that went before CONNACK, and what became of them. On the session's loop only."""
 
-    def __init__(self, messages: tuple[EarlyMessage, ...], publisher: Publisher) -> None:
-        self._outcomes = [publisher.adopt(message, packet_id) for message, packet_id in numbered(messages)]
+    def __init__(self, messages: tuple[EarlyMessage, ...], publisher: Publisher, connection: Connection) -> None:
+        at = connection.started + connection.report.timings.get("connect_sent", 0.0)
+        self._outcomes = [publisher.adopt(message, packet_id, at) for message, packet_id in numbered(messages)]
 
     def __len__(self) -> int:
         return len(self._outcomes)

@@ -182,14 +182,15 @@ class Publisher:
             if lane is not None:
                 lane.riders.discard(waiting)
 
-    def adopt(self, message: EarlyMessage, packet_id: int | None) -> asyncio.Future[PublishResult]:
-        """Take over a message that was written while the connection was opened; returns where its result will be."""
+    def adopt(self, message: EarlyMessage, packet_id: int | None, at: float) -> asyncio.Future[PublishResult]:
+        """Take over a message that was written `at` the time the connection was opened; its result will be there."""
         outcome: asyncio.Future[PublishResult] = asyncio.get_running_loop().create_future()
         self._stats.messages_sent += 1
         if packet_id is None:
             outcome.set_result(_SENT)
             return outcome
         waiting = Waiting(outcome)
+        waiting.sent_at = at
         outcome.add_done_callback(_seen)
         given = self._deliveries.send(message.topic, message.payload, message.qos, message.retain, None, waiting)
         assert given == packet_id, "the session was not new"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mqttquic_lab.errors import ProtocolError
+from mqttquic_lab.mqtt.properties import EARLY_DATA
 from mqttquic_lab.records.log import MessageLog
 from mqttquic_lab.records.message import Message
 
@@ -91,7 +92,10 @@ class Receiver:
                 return
         topic = packet.topic
         properties = packet.properties
+        early = False
         if properties:
+            # What the broker says of how it came there; our own link to the broker brings no early data.
+            early = EARLY_DATA in properties.get("user_property", ())
             if not topic or "topic_alias" in properties:
                 topic = self._resolve_alias(packet)
             feeds = self._router.route(topic, properties.get("subscription_identifier"), packet.retain)
@@ -104,13 +108,13 @@ class Receiver:
         for feed in feeds:
             feed.log.append(
                 now, topic, packet.payload, packet.qos, packet.retain, packet.dup, packet.packet_id, self._stream_id,
-                False, properties,
+                early, properties,
             )  # fmt: skip
         if not feeds:
             self._stats.unrouted += 1
             self.unrouted.append(
                 now, topic, packet.payload, packet.qos, packet.retain, packet.dup, packet.packet_id, self._stream_id,
-                False, properties,
+                early, properties,
             )  # fmt: skip
         if self.watched:
             self._on_message(self._message(packet, topic, now))
@@ -156,5 +160,6 @@ class Receiver:
             packet_id=packet.packet_id,
             stream_id=self._stream_id,
             properties=packet.properties,
+            early_data=EARLY_DATA in packet.properties.get("user_property", ()),
             session=self.name,
         )
