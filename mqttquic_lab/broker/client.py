@@ -107,6 +107,11 @@ class Client(Pipeline):
         self.stream = stream
         self._streams.open_control(stream, self._begin)
 
+    def is_without_control_header(self, streams: FlowStreams) -> None:
+        """Serve the streams of a client that speaks MQTT-next in mqttv5's way."""
+        self._streams = Mqttv5Streams(self, self._server)
+        self._streams.take_early(streams)
+
     def _begin(self, data: bytes) -> None:
         assert self.stream is not None
         self._attach(self.stream)

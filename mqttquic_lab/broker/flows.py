@@ -287,7 +287,11 @@ class FlowStreams(Streams):
     def open_control(self, stream: ByteStream, begin: Callable[[bytes], None]) -> None:
         """Read the control flow's header, then let the client begin."""
 
-        def done(header: FlowHeader, rest: bytes) -> None:
+        def done(header: FlowHeader | None, rest: bytes) -> None:
+            if header is None:  # mqttv5's client: no header on the control stream, and all answers are expected there
+                self._client.is_without_control_header(self)
+                begin(rest)
+                return
             self._control_header = header
             if header.type is not FlowType.CONTROL:
                 self._client.abandon("the first flow is not the control flow", StreamCode.STREAM_TYPE)
@@ -297,7 +301,7 @@ class FlowStreams(Streams):
         def failed(error: ProtocolError) -> None:
             self._client.abandon(str(error), StreamCode.NOT_FLOW_OWNER)
 
-        HeaderReader(stream, done, failed, lambda: self._client.abandon("control stream reset"))
+        HeaderReader(stream, done, failed, lambda: self._client.abandon("control stream reset"), required=False)
 
     def admitted(self) -> None:
         """Put the control flow on its stream and serve the streams that waited for CONNACK."""

@@ -9,18 +9,15 @@ Of its flows only the headers are reproduced: a flow keeps no subscriptions of i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 from mqttquic_lab.broker.flows import HeaderReader
-from mqttquic_lab.broker.pipeline import PINGRESP, ignore
+from mqttquic_lab.broker.pipeline import ignore
 from mqttquic_lab.broker.streams import DataStream, Streams
-from mqttquic_lab.mqtt import PingReq
 from mqttquic_lab.mqtt.flow_codes import ConnectionCode, FlowError, StreamCode
 from mqttquic_lab.mqtt.flow_header import FlowHeader, FlowType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mqttquic_lab.broker.client import Client
     from mqttquic_lab.broker.server import BrokerServer
     from mqttquic_lab.errors import ProtocolError
@@ -39,10 +36,7 @@ class Mqttv5Stream(DataStream):
         self._client = client
         super().__init__(client, streams, stream, server)
         self.answers = client.outbox
-        self._handlers = self.HANDLERS
-
-    def _on_pingreq(self, packet: PingReq) -> None:
-        self.answers.write(PINGRESP)
+        self._handlers = self._UNIDIRECTIONAL
 
     def _fail(self, error: ProtocolError) -> None:
         self._stats.stream_errors += 1
@@ -60,11 +54,9 @@ class Mqttv5Stream(DataStream):
         elif not self.stream.is_writable:  # it cannot deliver, and takes that for the end of the client
             self._client.abandon("a delivery stream was stopped", ConnectionCode.UNSPECIFIED)
 
-    HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {**DataStream.HANDLERS, PingReq: _on_pingreq}
-
 
 class Mqttv5Streams(Streams):
-    """The streams of one client of a broker with the profile ``mqttv5``."""
+    """The streams of one client of a broker with the profile ``mqttv5``, or of a client that is mqttv5's."""
 
     def __init__(self, client: Client, server: BrokerServer) -> None:
         super().__init__(client, server)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
-from mqttquic_lab.broker.pipeline import Pipeline
+from mqttquic_lab.broker.pipeline import PINGRESP, Pipeline
 from mqttquic_lab.errors import LabError, ProtocolError
-from mqttquic_lab.mqtt import ReasonCode, Subscribe, Unsubscribe
+from mqttquic_lab.mqtt import PingReq, ReasonCode
 from mqttquic_lab.mqtt.state import ConnectionState
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class DataStream(Pipeline):
             self.outbox.total_pending = streams.pending
         is_ours = bool((stream.id or 0) & 1)
         self.owns_session = server.profile.state_per_stream and self.can_answer and not is_ours
-        self._handlers = self.HANDLERS if self.can_answer and not is_ours else self._PUBLISH_ONLY
+        self._handlers = self.HANDLERS if self.can_answer else self._UNIDIRECTIONAL
         self._attach(stream)
         self._join_session(client)
 
@@ -169,9 +169,11 @@ class DataStream(Pipeline):
         self.can_answer = False
         self.outbox = self.answers = outbox
 
-    _PUBLISH_ONLY: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
-        kind: handler for kind, handler in Pipeline.HANDLERS.items() if kind not in (Subscribe, Unsubscribe)
-    }
+    def _on_pingreq(self, packet: PingReq) -> None:
+        self.answers.write(PINGRESP)
+
+    _UNIDIRECTIONAL: ClassVar[dict[type, Callable[[Any, Any], None]]] = {**Pipeline.HANDLERS, PingReq: _on_pingreq}
+    """What mqttv5's client sends on its streams; the subscriptions are those of the control stream."""
 
 
 class Totals:
@@ -232,6 +234,10 @@ class Streams:
     def are_held(self) -> bool:
         """Whether we are not reading from one of them."""
         return any(stream.is_held for stream in self)
+
+    def take_early(self, other: Streams) -> None:
+        """Take over the streams that wait for CONNACK in another one's place."""
+        self._early, other._early = other._early, []
 
     def pending(self) -> int:
         """Return the bytes written to all of them that the client has not taken yet."""

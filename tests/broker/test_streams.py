@@ -13,11 +13,13 @@ from mqttquic_lab.mqtt import (
     Connect,
     Disconnect,
     PingReq,
+    PingResp,
     PubAck,
     PubComp,
     Publish,
     PubRec,
     PubRel,
+    SubAck,
     Subscribe,
     Subscription,
 )
@@ -339,10 +341,24 @@ async def test_unidirectional_streams_publish(bench: Bench) -> None:
     assert bench.server.stats().streams_total == 3
 
 
-async def test_no_subscribing_on_unidirectional_streams(bench: Bench) -> None:
+async def test_subscribing_on_unidirectional_streams_is_for_the_control_stream(bench: Bench) -> None:
+    """As mqttv5's client does it."""
     control = await streaming(bench)
     stream = control.open(unidirectional=True)
     stream.send(Subscribe(1, (Subscription("a", 0, False, False, 0),), {}))
+    assert (await control.expect(SubAck)).packet_id == 1
+    stream.send(PingReq())
+    await control.expect(PingResp)
+    stream.send(publish("a", b"x"))
+    stream.stream.end()
+    assert (await control.message()).payload == b"x"
+    assert await control.unsubscribe("a") == [0]
+
+
+async def test_garbage_on_a_unidirectional_stream(bench: Bench) -> None:
+    control = await streaming(bench)
+    stream = control.open(unidirectional=True)
+    stream.send(Disconnect(0, {}))
     await bench.server.wait_for(lambda: bench.server.stats().stream_errors == 1)
     assert cast("MemoryStream", stream.stream).peer.reset_code == 0
     assert await control.sync() == []
