@@ -16,7 +16,6 @@ from tests.scenarios.load import PATIENCE, Load, carry
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from mqttquic_lab.quic.connection import QuicConnection
     from mqttquic_lab.quic.server import QuicListener
     from mqttquic_lab.records.handshake import HandshakeReport
     from mqttquic_lab.session.stream import AsyncStream
@@ -117,11 +116,6 @@ class Run:
     def report(self) -> HandshakeReport:
         """How the first session came about."""
         return self.session.handshake
-
-    @property
-    def quic(self) -> QuicConnection:
-        """The first session's connection."""
-        return cast("QuicConnection", self.session.connection)
 
     @property
     def listener(self) -> QuicListener:

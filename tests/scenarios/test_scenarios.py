@@ -34,13 +34,13 @@ SCENARIOS = (
     ),
     Scenario(
         name="retry", what="the broker wants the address validated",
-        broker={"profile": "rocketmq"}, happened=it.address_was_validated,
+        broker={"retry": True}, happened=it.address_was_validated,
     ),
     Scenario(name="resumption", what="a second connection", before=it.gets_a_ticket, happened=it.was_resumed),
     Scenario(
         name="zerortt",
         what="CONNECT and ten PUBLISH packets before the handshake",
-        broker={"profile": "mqttv5"},
+        broker={"early_data": True},
         connect={"early_data": "publish", "publish_early": it.EARLY},
         before=it.gets_a_ticket_and_a_witness,
         during=it.early_messages_arrive,
