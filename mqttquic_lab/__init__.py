@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         HandshakeError,
         LabError,
         MalformedPacketError,
+        MigrationError,
         OperationTimeoutError,
         PortInUseError,
         ProtocolError,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.quic.congestion import CongestionControl, register_congestion_control
     from mqttquic_lab.quic.tickets import TicketStore
     from mqttquic_lab.records.message import Message
+    from mqttquic_lab.records.migration import MigrationResult
     from mqttquic_lab.session import StreamInfo
 
 __version__ = "0.1.0"
@@ -78,6 +80,8 @@ __all__ = [
     "LabError",
     "MalformedPacketError",
     "Message",
+    "MigrationError",
+    "MigrationResult",
     "OperationTimeoutError",
     "PortInUseError",
     "ProtocolError",
@@ -108,6 +112,7 @@ _HOMES = {
     "BrokerProfileWarning": "errors",
     "CongestionControl": "quic.congestion",
     "Message": "records.message",
+    "MigrationResult": "records.migration",
     "ReasonCode": "mqtt",
     "StreamInfo": "session",
     "TicketStore": "quic.tickets",
