@@ -301,7 +301,7 @@ class AsyncSession:
         ----------
         url : str or broker, optional
             Where to, over any transport; the last place by default, with its ``fallback``. A URL of the same host
-            inherits user name, password and the certificate authority of a broker of ours.
+            inherits user name and password (unless it is plain TCP), and the certificate authority of a broker of ours.
         timeout : float, str or None
             Seconds until CONNACK must have arrived, and the answers to what had to be subscribed anew.
 

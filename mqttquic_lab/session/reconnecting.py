@@ -10,6 +10,12 @@ and asks for the session (Clean Start 0); the answer says whether the broker sti
   subscribed anew, and messages that were never acknowledged are sent anew. The broker may have passed such a message on
   before it forgot, so that even at QoS 2 it may be there twice: nobody can tell any more. A QoS 2 message that the
   broker has accepted (PUBREC) is not sent again: it is the broker's since then [MQTT-4.3.3-8].
+
+Data streams end with their connection: what was subscribed and not acknowledged on them is not carried over.
+
+The broker publishes the will of a session that leaves one connection for another, as of one that was lost, unless the
+will has a Will Delay Interval (section 3.1.3.2.2). In MQTT 3.1.1 there is no Session Expiry Interval: once reconnected,
+the broker keeps the session until somebody connects with ``clean_start=True`` (3.1.1 section 3.1.2.4).
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ def resolve_target(target: Any, options: SessionOptions, earlier: Target | None 
     options : SessionOptions
         Of the session; ``ca_file``, ``ssl_context``, ``verify`` and ``server_name`` make the trust.
     earlier : Target, optional
-        Where the session was before. A URL of the same host inherits its trust, user name and password.
+        Where the session was before. A URL of the same host inherits its trust, and unless it is plain TCP its user
+        name and password.
 
     Raises
     ------
@@ -94,7 +95,9 @@ def _resolve(address: Address, own_ca: Any, options: SessionOptions) -> Target:
 
 def _inherit(where: Target, earlier: Target, options: SessionOptions) -> Target:
     """Return `where` with the credentials of `earlier` unless it has its own, and on the same host with its trust."""
-    if where.username is None and where.password is None:
+    # What was given for an encrypted connection does not go in the clear by itself.
+    in_the_clear = where.address.transport == "tcp" and earlier.address.transport != "tcp"
+    if where.username is None and where.password is None and not in_the_clear:
         where = replace(where, username=earlier.username, password=earlier.password)
     if where.own_ca is None and where.address.host == earlier.address.host:
         own = _resolve(where.address, earlier.own_ca, options)

@@ -34,8 +34,9 @@ from mqttquic_lab.mqtt import (
     Unsubscribe,
 )
 from mqttquic_lab.quic.tickets import TicketStore
-from mqttquic_lab.session import AsyncSession
+from mqttquic_lab.session import AsyncSession, SessionOptions
 from mqttquic_lab.session.connecting import checked_connect
+from mqttquic_lab.session.target import resolve_target
 from tests.helpers.lossy import Ills, LossyRelay
 from tests.helpers.memory import memory_pair
 from tests.session.load import Load
@@ -541,6 +542,17 @@ async def test_credentials_come_along_to_the_same_host() -> None:
             await hang(session.reconnect(broker.urls["mqtts"]))
             assert session.transport == "tls"
             assert "right" not in repr(session)
+
+
+def test_credentials_do_not_follow_into_the_clear() -> None:
+    options = SessionOptions()
+    secret = resolve_target("quic://me:right@h", options)
+    assert resolve_target("mqtts://h", options, secret).username == "me"
+    assert resolve_target("mqtt://h", options, secret).username is None
+    assert resolve_target("mqtts://elsewhere", options, secret).username is None
+    assert resolve_target("mqtt://you@h", options, secret).username == "you"
+    plain = resolve_target("mqtt://me@h", options)
+    assert resolve_target("mqtt://h:1884", options, plain).username == "me"
 
 
 async def test_a_session_that_was_given_its_connection_is_told_where_to() -> None:
