@@ -28,7 +28,7 @@ from mqttquic_lab.handles.opening import (
 )
 from mqttquic_lab.handles.session import Session
 from mqttquic_lab.session import AsyncSession, SessionOptions
-from mqttquic_lab.session.advice import called_from_here
+from mqttquic_lab.session.advice import called_from_here, carried
 from mqttquic_lab.session.options import check_timeout
 from mqttquic_lab.session.probe import look_at
 
@@ -52,7 +52,7 @@ async def connect(
 
     try:
         with called_from_here():
-            core = await home.hop(connect())
+            core = await home.hop(carried(connect))
     except BaseException:
         catch.drop()
         raise

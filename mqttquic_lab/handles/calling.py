@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqttquic_lab.errors import BlockingCallError, OperationTimeoutError
+from mqttquic_lab.session.advice import carried
 from mqttquic_lab.session.options import check_timeout
 
 if TYPE_CHECKING:
@@ -40,11 +41,11 @@ class Caller:
     ) -> T:
         """Call `verb` on its loop and wait; `timeout` is the verb's own, of which this one is the backstop."""
         seconds = check_timeout(timeout, zero=True)
-        return self.runtime.run(verb(*args, **kwargs), None if seconds is None else seconds + GRACE)
+        return self.runtime.run(carried(verb, *args, **kwargs), None if seconds is None else seconds + GRACE)
 
     async def hop(self, verb: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> T:
         """Await `verb` on its loop, from any loop."""
-        return await self.runtime.hop(verb(*args, **kwargs))
+        return await self.runtime.hop(carried(verb, *args, **kwargs))
 
     def look(self, function: Callable[[], T]) -> T:
         """Return what `function` returns on the loop, copied there one level deep, so that it no longer changes.

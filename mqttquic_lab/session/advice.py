@@ -6,13 +6,15 @@ import inspect
 import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mqttquic_lab.errors import BrokerProfileWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from types import FrameType
+
+T = TypeVar("T")
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -37,6 +39,23 @@ def called_from_here() -> Iterator[None]:
         yield
     finally:
         _caller.reset(token)
+
+
+def carried(verb: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, T]:
+    """Call `verb` so that it knows its caller on whatever loop it runs: runtimes start work in an empty context."""
+    site = _caller.get()
+    if site is None:
+        return verb(*args, **kwargs)
+
+    async def knowing() -> T:
+        token = _caller.set(site)
+        try:
+            return await verb(*args, **kwargs)
+        finally:
+            _caller.reset(token)
+
+    knowing.__name__ = verb.__name__  # runtimes name their work by it
+    return knowing()
 
 
 def warn_of(refusal: str) -> None:
