@@ -395,5 +395,6 @@ class FlowStreams(Streams):
         self._unread.clear()
         for served in list(self._open.values()):
             served.close()
-        if hasattr(self, "book"):
-            self.book.connection_lost()
+        session = self._client.session
+        if session is not None and session.flows is not None:
+            session.flows.connection_lost()

@@ -157,9 +157,9 @@ def start_broker(
     timeout : float, str or None
         Seconds until it must listen.
     **options
-        host, quic, tls, tcp, quic_port, tls_port, tcp_port, server_names, profile, users, authenticate; for QUIC retry,
-        early_data, early_data_window, quic_version, cipher_suites, groups, congestion, idle_timeout; and bounds. See
-        :class:`mqttquic_lab.broker.BrokerConfig`.
+        host, quic, tls, tcp, quic_port, tls_port, tcp_port, server_names, profile, users, authenticate; for QUIC
+        tuning, retry, early_data, early_data_window, quic_version, cipher_suites, groups, congestion, idle_timeout;
+        and bounds. See :class:`mqttquic_lab.broker.BrokerConfig`.
 
     Raises
     ------

@@ -245,6 +245,7 @@ PROFILES: Final[Mapping[str, BrokerProfile]] = {
                 "Deliveries come on bidirectional streams that the server opens, one per topic, with a flow header.",
                 "Who stops such a stream (STOP_SENDING) loses the session.",
                 "All answers come on the control stream; packet identifiers are the session's.",
+                "0-RTT data only if it was started with --quic-early-data.",
                 "A malformed packet on a data stream closes the connection.",
                 "The embedded broker reads its flow headers but keeps no subscriptions per flow.",
             ),
