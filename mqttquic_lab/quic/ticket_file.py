@@ -14,15 +14,15 @@ import json
 import os
 import secrets
 import stat
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mqttquic_lab.errors import UsageError
 
-try:
+if sys.platform != "win32":  # there: no lock, and permissions are those of the user's folder
     import fcntl
-except ImportError:  # Windows: no lock, and permissions are those of the user's folder
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FORMAT = "mqttquic-lab session tickets"
 MAX_SIZE = 4 * 1024 * 1024
 """Bytes; a file that is larger holds something else."""
+LOCK_TIMEOUT = 2.0
+"""Seconds to wait for other programs."""
 
 
 class TicketFile:
@@ -89,14 +91,30 @@ class TicketFile:
             except FileNotFoundError:
                 raise UsageError(f"the folder of the ticket file {str(self.path)!r} is gone") from None
             try:
-                if fcntl is not None:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                self._lock(descriptor)
                 if self._is_current(descriptor):
                     yield descriptor
                     return
                 # Another program has replaced the file while we waited: what we have locked is the old one.
             finally:
                 os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        """Wait until no other program works on the file, which takes one a few milliseconds."""
+        if sys.platform == "win32":
+            return
+        give_up = time.monotonic() + LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise UsageError(
+                        f"another program keeps the ticket file {str(self.path)!r} locked: end it, or give another path"
+                    ) from None
+                time.sleep(0.005)
+            else:
+                return
 
     def _is_current(self, descriptor: int) -> bool:
         try:
