@@ -196,6 +196,7 @@ class AsyncStream:
             The stream has ended, or ended before the acknowledgement came.
         """
         self._check_writable()
+        self.publisher.check_topic(topic)
         self.note_topic(topic)
         return await self.outlet.publish(topic, payload, qos, retain, properties, timestamp, timeout)
 
