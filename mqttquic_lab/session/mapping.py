@@ -124,14 +124,17 @@ class MappedPublisher:
                 stream = self._ready(topic) or await self._stream_for(topic, timeout)
                 stream.note_topic(topic)
                 publisher, lane = self._ways(stream)
-                publisher.put(topic, data, qos, retain, stamped(properties) if timestamp else properties, bulk, lane)
+                block = stamped(properties) if timestamp else properties
+                try:
+                    publisher.put(topic, data, qos, retain, block, bulk, lane)
+                finally:
+                    if self._per_publish:
+                        stream.retire()
                 if bulk is not None:
                     bulk.outstanding += 1
                 summary.count += 1
                 summary.payload_bytes += len(data)
-                if self._per_publish:
-                    stream.retire()
-                elif stream.channel.stream.pending > HIGH_WATER:
+                if not self._per_publish and stream.channel.stream.pending > HIGH_WATER:
                     await publisher.let_run(timeout)
                 if not summary.count % 128:
                     await control.let_run(timeout)

@@ -247,6 +247,10 @@ async def test_too_large_a_packet_costs_an_empty_stream_at_most() -> None:
         await (await broker.stream(4)).fin()
         await session.publish("a", b"x")
         await (await broker.stream(8)).expect(Publish)
+        with pytest.raises(PublishError, match="split the payload"):
+            await session.publish_many([("a", b"x"), ("a", b"x" * 200)])
+        await (await broker.stream(12)).fin()
+        await (await broker.stream(16)).fin()
 
 
 @pytest.mark.parametrize(
