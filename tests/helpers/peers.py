@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
 PATIENCE = 15.0
 """Seconds after which a program that does not do what a test waits for fails it."""
@@ -77,6 +77,12 @@ class Program:
         assert line, f"{self._name} ended with code {await self._process.wait()}: {await self._errors()}"
         return line.decode().rstrip("\n")
 
+    async def until(self, text: str) -> str:
+        """Return the next line that contains `text`, passing over others."""
+        while text not in (line := await self.line()):
+            pass
+        return line
+
     async def write(self, text: str) -> None:
         """Give it a line to read."""
         assert self._process.stdin is not None
@@ -97,23 +103,30 @@ class Program:
         async with asyncio.timeout(PATIENCE):
             out, err = await self._process.communicate()
         assert self._process.returncode is not None
-        return self._process.returncode, out.decode() + err.decode()
+        return self._process.returncode, out.decode() + (err or b"").decode()
 
     async def _errors(self) -> str:
-        assert self._process.stderr is not None
+        if self._process.stderr is None:
+            return "see above"
         return (await self._process.stderr.read()).decode()
 
 
 @contextlib.asynccontextmanager
-async def running(program: str, *arguments: str) -> AsyncIterator[Program]:
-    """Run a program until the end of the block; it is killed there if it still runs."""
+async def running(
+    program: str, *arguments: str, environment: Mapping[str, str] | None = None, merge_errors: bool = False
+) -> AsyncIterator[Program]:
+    """Run a program until the end of the block; it is killed there if it still runs.
+
+    `environment` is added to ours; `merge_errors`: what it says on stderr is read as what it prints.
+    """
     process = await asyncio.create_subprocess_exec(
         require(program),
         *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT if merge_errors else asyncio.subprocess.PIPE,
         start_new_session=True,
+        env={**os.environ, **(environment or {})},
     )
     try:
         yield Program(process, program)
@@ -123,9 +136,9 @@ async def running(program: str, *arguments: str) -> AsyncIterator[Program]:
         await process.communicate()
 
 
-async def run(program: str, *arguments: str, expect: int = 0) -> str:
+async def run(program: str, *arguments: str, expect: int = 0, environment: Mapping[str, str] | None = None) -> str:
     """Run a program to its end, which must have the expected exit code; return what it printed."""
-    async with running(program, *arguments) as running_program:
+    async with running(program, *arguments, environment=environment) as running_program:
         code, output = await running_program.end()
     assert code == expect, f"{program} {' '.join(arguments)} ended with {code}: {output}"
     return output

@@ -11,7 +11,8 @@
 import { createHmac, timingSafeEqual, webcrypto } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
-import { Duplex } from 'node:stream';
+import { Readable, Writable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
 import Logger, { LogLevel } from '@matrixai/logger';
 import { QUICClient, QUICServer, events } from '@matrixai/quic';
 
@@ -26,11 +27,13 @@ const transport = {
 
 const logger = new Logger('relay', LogLevel.WARN);
 
-/** Carry both directions until both have ended; an abort of one direction aborts the other. */
+/** Carry both directions until both have ended; an end of one is passed on alone, an abort ends both. */
 async function carry(stream, socket) {
   socket.setNoDelay(true);
-  const wire = Duplex.toWeb(socket);
-  const directions = [stream.readable.pipeTo(wire.writable), wire.readable.pipeTo(stream.writable)];
+  const directions = [
+    pipeline(Readable.fromWeb(stream.readable), socket),
+    pipeline(socket, Writable.fromWeb(stream.writable)),
+  ];
   for (const { reason } of await Promise.allSettled(directions)) {
     if (reason !== undefined) console.log(`stream ${stream.streamId} broken: ${reason.message ?? reason}`);
   }
