@@ -276,7 +276,7 @@ async def test_rocketmq_refuses_data_streams_and_we_say_so_first() -> None:
 
 
 async def test_a_warning_is_given_once_for_each_line() -> None:
-    async with scripted_streams(profile="rocketmq") as (session, broker):
+    async with scripted_streams(profile="rocketmq") as (session, _):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
             for _ in range(3):
