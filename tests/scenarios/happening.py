@@ -81,7 +81,7 @@ def corrupted_datagrams(run: Run) -> str:
 def lost_handshakes(run: Run) -> str:
     """Some of what was lost belonged to handshakes."""
     lost = wire.handshakes(run.relay.log, "dropped")
-    assert lost >= 5
+    assert lost >= 1
     lost_datagrams(run)
     return f"{run.relay.dropped} datagrams lost, {lost} of them with handshake packets; all connections came about"
 
@@ -89,7 +89,7 @@ def lost_handshakes(run: Run) -> str:
 def corrupted_handshakes(run: Run) -> str:
     """Some of what was corrupted belonged to handshakes."""
     corrupted = wire.handshakes(run.relay.log, "corrupted")
-    assert corrupted >= 5
+    assert corrupted >= 1
     corrupted_datagrams(run)
     return (
         f"{run.relay.corrupted} datagrams corrupted, {corrupted} of them with handshake packets; "
