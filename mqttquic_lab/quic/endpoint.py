@@ -163,6 +163,8 @@ class Endpoint:
         Told of socket errors; the owner may assign it.
     counters : EndpointCounters
         What passed through.
+    last_heard : float
+        When something arrived last, on the loop's clock.
     """
 
     def __init__(
@@ -176,6 +178,7 @@ class Endpoint:
         self.route: Callable[[bytes, NetworkAddress], DatagramReceiver | None] = _nobody
         self.on_error: Callable[[OSError], None] = _unheard
         self._loop = asyncio.get_running_loop()
+        self.last_heard = self._loop.time()
         self._peer = peer
         self._via = via
         self._queue: Datagrams = []
@@ -296,6 +299,7 @@ class Endpoint:
     def _dispatch(
         self, size: int, segment: int, address: NetworkAddress, now: float, touched: dict[DatagramReceiver, None]
     ) -> None:
+        self.last_heard = now
         counters = self.counters
         counters.bytes_received += size
         for start in range(0, size, segment or 1):

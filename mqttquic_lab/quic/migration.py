@@ -151,6 +151,7 @@ class Mover:
         failures: list[OSError] = []
         endpoint.on_error = failures.append
         begun = CLOCK()
+        paths.listen()
         private_paths.probe_path(engine, address)
         try:
             challenges = await self._validate(address, endpoint.local_address, deadline)

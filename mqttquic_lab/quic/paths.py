@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from mqttquic_lab.trace import Trace
 
 PlainAddress = tuple[str, int]
+
+SILENCE = 0.25
+"""Part of the time that validating a new path took for which nothing came by the old one: then it is taken to be dead.
+A quarter, because what was on its way when it died still came for half a round trip."""
 
 
 class Ends(NamedTuple):
@@ -68,6 +73,8 @@ class Paths:
         self._ends: Ends | None = None
         self._validated: Ends | None = None
         self._changed_at: float | None = None
+        self._loop = asyncio.get_running_loop()
+        self._listening: tuple[Endpoint, float] | None = None
         self.resets = 0
 
     # --- sockets
@@ -122,6 +129,18 @@ class Paths:
         if self._changed_at is not None and private.path_validated(self._engine):
             self._settle()
 
+    def listen(self) -> None:
+        """From now on notice whether anything still comes by the path in use, which is about to be left."""
+        self._listening = self.endpoint, self._loop.time()
+
+    def _fell_silent(self) -> bool:
+        """Whether nothing came any more in the last part of the round trips since :meth:`listen`."""
+        if self._listening is None:
+            return False
+        (endpoint, begun), self._listening = self._listening, None
+        now = self._loop.time()
+        return now - endpoint.last_heard > SILENCE * (now - begun)
+
     def note_rebinding(self) -> None:
         """Take in that the path in use has another socket; whether packets still arrive, only the peer can tell."""
         old, new = self._ends, self.ends
@@ -161,6 +180,8 @@ class Paths:
         self._changed_at = None
         self._validated = new
         anew = new.hosts != old.hosts
+        if self._fell_silent():
+            private.give_up_in_flight(self._engine)  # a wrong guess costs packets that arrive twice, no more
         if anew:
             self.resets += 1
             private.start_path(self._engine)

@@ -100,6 +100,14 @@ def start_path(engine: Engine) -> None:
     resend_soon(engine)
 
 
+def give_up_in_flight(engine: Engine) -> None:
+    """Send everything again that was not acknowledged: the path it went is dead. No sign of congestion."""
+    loss = engine._loss
+    for space in loss.spaces:
+        packets = tuple(space.sent_packets.values())
+        loss._on_packets_lost(congestion_event=False, now=0.0, packets=packets, space=space)  # the time is not used
+
+
 def resend_soon(engine: Engine) -> None:
     """Have what was lost on another path noticed after one round trip, not after a backed-off probe timeout."""
     loss = engine._loss

@@ -62,7 +62,9 @@ class NumberedLoad:
         while not self._stopping.is_set():
             if step:
                 await asyncio.sleep(max(0.0, due - loop.time()))
-                due = max(due + step, loop.time())
+                # Who was held up keeps its place in the order: else everybody goes at once ever after.
+                while due <= loop.time():
+                    due += step
             number = next(self._numbers)
             await self.sender.publish(self.topic, b"%d" % number, self.qos, timeout=PATIENCE)
             self.acknowledged[number] = time.time()
