@@ -60,13 +60,6 @@ from mqttquic_lab.mqtt.state import (
     check_packet,
     packet_kind,
 )
-from mqttquic_lab.mqtt.stream_mapping import (
-    CONTROL_STREAM,
-    StreamChoice,
-    StreamKey,
-    StreamMapping,
-    StreamMode,
-)
 from mqttquic_lab.mqtt.topics import (
     MAX_TOPIC_BYTES,
     SHARE_PREFIX,
@@ -80,7 +73,6 @@ from mqttquic_lab.mqtt.trie import TopicMap, TopicTrie
 __all__ = [
     "CONNECTION_TABLE",
     "CONTROL_FLAGS",
-    "CONTROL_STREAM",
     "DELIVERY_TABLE",
     "EMPTY",
     "FLOW_PACKET_TABLE",
@@ -139,11 +131,7 @@ __all__ = [
     "Receiver",
     "Role",
     "ServerKeepAlive",
-    "StreamChoice",
     "StreamCode",
-    "StreamKey",
-    "StreamMapping",
-    "StreamMode",
     "SubAck",
     "Subscribe",
     "Subscription",
