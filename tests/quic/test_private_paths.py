@@ -152,7 +152,7 @@ def test_a_new_path_begins_anew(engines: Engines) -> None:
     assert private.congestion_window(client) == 12_000
     # And what goes on from here is measured, and arrives.
     exchange(engines, 100, addresses={SERVER: CLIENT})
-    measured = client.rtt.info
+    measured = engines.client.rtt.info
     assert measured is not None
     assert measured.latest < 0.1
     assert private.unacknowledged(client, 0) == 0
