@@ -67,19 +67,22 @@ class CloseInfo:
         Reason phrase, shortened to :data:`MAX_REASON`, printable.
     by_peer : bool
         Whether the peer sent it.
+    name : str
+        What an application code means, if the layer above knows it.
     """
 
     error_code: int
     application: bool
     reason: str
     by_peer: bool
+    name: str = ""
 
     @property
     def code_text(self) -> str:
         """The code with its name: ``"CRYPTO_ERROR 0x178 (no_application_protocol)"``."""
         code = self.error_code
         if self.application:
-            return f"application code 0x{code:x}"
+            return f"application code 0x{code:x}{f' ({self.name})' if self.name else ''}"
         if 0x100 <= code <= 0x1FF:
             alert = code - 0x100
             name = AlertDescription(alert).name if alert in set(AlertDescription) else f"alert {alert}"

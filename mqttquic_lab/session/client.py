@@ -14,6 +14,7 @@ from mqttquic_lab.records.handshake import HandshakeReport
 from mqttquic_lab.records.log import MessageLog
 from mqttquic_lab.session.advice import warn_of
 from mqttquic_lab.session.channel import PacketChannel
+from mqttquic_lab.session.close_codes import with_name
 from mqttquic_lab.session.connecting import Connecting, checked_connect, deadline_of, open_transport
 from mqttquic_lab.session.early import EarlyPublished
 from mqttquic_lab.session.ending import farewell
@@ -395,8 +396,7 @@ class AsyncSession:
     @property
     def close_info(self) -> CloseInfo | None:
         """How the QUIC connection ended: code, reason and side; None while it has not, and over TLS and TCP."""
-        info: CloseInfo | None = getattr(self._connection, "close_info", None)
-        return info
+        return with_name(getattr(self._connection, "close_info", None), self._connection.report.alpn)
 
     @property
     def version(self) -> str:
