@@ -12,7 +12,7 @@ import pytest
 
 from mqttquic_lab.errors import DisconnectedError, LabError, MigrationError, UsageError
 from mqttquic_lab.net.address import Address
-from mqttquic_lab.quic import migration, private_paths
+from mqttquic_lab.quic import migration, private, private_paths
 from mqttquic_lab.quic.client import open_quic
 from mqttquic_lab.quic.migration import local_name
 from mqttquic_lab.trace import Trace
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from mqttquic_lab.quic.connection import QuicConnection
     from mqttquic_lab.quic.endpoint import Endpoint
+    from mqttquic_lab.quic.private import Engine
     from tests.helpers.certs import Identities
 
 OTHER = "127.0.0.2"
@@ -197,6 +198,39 @@ async def test_from_a_path_that_is_dead(identities: Identities) -> None:
         assert result.challenges == 1
         assert await inbox.read(len(data)) == data
         assert events(accepted, "path_validated")
+
+
+async def test_what_was_in_flight_on_a_dead_path_does_not_wait_for_its_loss(
+    identities: Identities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up: list[int] = []
+
+    def give_up(engine: Engine) -> None:
+        given_up.append(private.bytes_in_flight(engine))
+
+    monkeypatch.setattr(private_paths, "give_up_in_flight", give_up)
+    async with relayed(identities, delay=0.02) as (client, _, inbox, relay):
+        await round_trip(client, inbox)
+        relay.blocked.add("127.0.0.1")
+        client.control.write(bytes(5000))
+        await client.migrate(OTHER)
+        assert len(given_up) == 1
+        assert given_up[0] >= 5000
+        assert await inbox.read(5000)
+
+
+async def test_when_a_path_counts_as_dead(identities: Identities) -> None:
+    async with echoing(identities) as (client, _, _inbox):
+        paths, loop = client.paths, asyncio.get_running_loop()
+        assert not paths._fell_silent()
+        paths.listen()
+        await asyncio.sleep(0.02)
+        paths.endpoint.last_heard = loop.time()
+        assert not paths._fell_silent()
+        paths.listen()
+        await asyncio.sleep(0.02)
+        assert paths._fell_silent()
+        assert not paths._fell_silent()  # asked once for each migration
 
 
 async def test_a_lost_challenge_is_repeated(identities: Identities) -> None:
