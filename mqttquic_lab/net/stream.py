@@ -109,7 +109,8 @@ class Connection(ABC):
     control : ByteStream
         The first bidirectional stream (QUIC stream 0), or the only one.
     report : HandshakeReport
-        Facts of the handshake so far; :meth:`refresh_report` brings the moving ones (RTT) up to date.
+        Facts of the handshake so far; :meth:`refresh_report` completes it (certificates) and brings the moving ones
+        (RTT) up to date.
     closed : asyncio.Future
         Done when the connection has ended: result None for an orderly local close, else a ``LabError`` *as result*
         (never as exception, so that nobody has to retrieve it).

@@ -376,14 +376,15 @@ class _Attempt:
         return connection
 
     def established(self, connection: QuicConnection) -> None:
-        """Complete the report, and make it the caller's."""
+        """Make the report the caller's."""
         if self.early_data and not connection.engine.early_data_offered:
             # Not before: several addresses may have been tried at the same time, and this is to arrive once.
             connection.control.write(self.early_data)
             connection.first_words(self.early_content)
-        facts.fill_verification(connection.report, connection.engine, trust=self.trust, name=self.name)
         self.copy_report(connection)
-        connection.report = self.report
+        report = connection.report = self.report
+        engine, trust, name = connection.engine, self.trust, self.name
+        connection.complete_report(lambda: facts.fill_verification(report, engine, trust=trust, name=name))
 
     def failed(self, connection: QuicConnection) -> ConnectError:
         """Return the error for a connection that ended before it was established, and fill the report with facts."""

@@ -96,6 +96,7 @@ class QuicConnection(Movable):
         self.role: Side = role
         self.trace = trace
         self.report = report
+        self._unfilled: Callable[[], None] | None = None
         self.close_info: CloseInfo | None = None
         self.engine = engine
         self.paths = Paths(engine, endpoint, trace, self._path_changed)
@@ -176,9 +177,19 @@ class QuicConnection(Movable):
         """Bytes sent and neither acknowledged nor lost."""
         return private.bytes_in_flight(self.engine)
 
+    def complete_report(self, fill: Callable[[], None]) -> None:
+        """Have `fill` write facts that take long to find out, before the report is looked at for the first time.
+
+        Reading and building certificate chains takes milliseconds, which CONNECT should not have to wait for.
+        """
+        self._unfilled = fill
+
     def refresh_report(self) -> HandshakeReport:
         """Bring :attr:`report` up to date and return it."""
         report = self.report
+        if self._unfilled is not None:
+            fill, self._unfilled = self._unfilled, None
+            fill()
         if not self.is_closed:
             report.local_address = self.local_address
             report.peer_address = self.peer_address
@@ -584,10 +595,12 @@ class QuicConnection(Movable):
             return
         self._closing = True
         try:
-            if self._handshake_complete:
+            # With early data a server may have an answer, such as a refusal, before the handshake is complete: closed
+            # then, all that the client would be told is that the application had an error (RFC 9000 section 10.2.3).
+            if self._handshake_complete or self._on_established is None:
                 self.transmit()
                 async with asyncio.timeout(FLUSH_TIMEOUT):
-                    while not self.is_closed and self._table.pending:
+                    while not self.is_closed and (self._table.pending or not self._handshake_complete):
                         await self.progress()
         except TimeoutError:
             pass  # the peer does not acknowledge: closing must not wait for it

@@ -85,7 +85,7 @@ async def test_ca_file_with_comments_and_crlf(identities: Identities, tmp_path: 
         serving(identities) as server,
         connected(server, identities, trust=Trust(ca_file=file)) as (client, _),
     ):
-        assert client.report.verification == "verified"
+        assert client.refresh_report().verification == "verified"
 
 
 async def test_verification_can_be_switched_off(identities: Identities) -> None:
@@ -93,8 +93,8 @@ async def test_verification_can_be_switched_off(identities: Identities) -> None:
         serving(identities, identity=identities.untrusted) as server,
         connected(server, identities, trust=Trust(verify=False)) as (client, _),
     ):
-        assert client.report.verification == "off"
-        assert "switched off" in client.report.verification_detail
+        assert client.refresh_report().verification == "off"
+        assert "switched off" in client.refresh_report().verification_detail
 
 
 async def test_server_name_replaces_the_host(identities: Identities) -> None:
@@ -138,8 +138,8 @@ async def test_expired_intermediate_is_not_called_untrusted(identities: Identiti
         serving(identities, identity=identities.with_intermediate) as server,
         connected(server, identities) as (client, _),
     ):
-        assert len(client.report.certificates) == 2
-        assert len(client.report.verified_chain) == 3
+        assert len(client.refresh_report().certificates) == 2
+        assert len(client.refresh_report().verified_chain) == 3
 
 
 async def test_ca_file_that_cannot_be_read_sends_nothing(identities: Identities, tmp_path: Path) -> None:

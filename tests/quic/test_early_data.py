@@ -150,7 +150,7 @@ async def test_refused_with_a_full_handshake(identities: Identities) -> None:
             await Inbox(client.control).read(5)
             assert client.report.early_data == "rejected"
             assert not client.report.resumed
-            assert client.report.verification == "verified"
+            assert client.refresh_report().verification == "verified"
             assert seen.data == b"hello"
         counters = server.listener.admission.counters
         assert (counters.early_data_rejected, counters.replays_refused) == (1, 0)

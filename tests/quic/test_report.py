@@ -122,7 +122,7 @@ async def test_rsa_and_an_intermediate(identities: Identities) -> None:
     leaf = builder.sign(intermediate._private_key, hashes.SHA256())
     identity = ServerIdentity(leaf, key, template.chain)  # type: ignore[arg-type]
     async with serving(identities, identity=identity) as server, connected(server, identities) as (client, _):
-        report = client.report
+        report = client.refresh_report()
         assert report.signature_algorithm == "rsa_pss_rsae_sha256"
         assert report.certificates[0].key_type == "RSA 2048"
         assert len(report.certificates) == 1 + len(issued.chain)
@@ -133,7 +133,7 @@ async def test_rsa_and_an_intermediate(identities: Identities) -> None:
 
 async def test_openssl_agrees_on_the_certificate(identities: Identities, tmp_path: Path) -> None:
     async with serving(identities) as server, connected(server, identities) as (client, _):
-        info = client.report.certificates[0]
+        info = client.refresh_report().certificates[0]
     file = tmp_path / "leaf.pem"
     file.write_text(info.pem)
     try:
