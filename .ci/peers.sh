@@ -5,6 +5,7 @@
 # With MQTTQUIC_LAB_CI=1 a peer that cannot be installed is a failure, otherwise only a note: its tests are skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+PATH="$PATH:$HOME/.cargo/bin" # rustup puts cargo there, which not every shell knows
 
 cache="${MQTTQUIC_LAB_CACHE:-$HOME/.cache/mqttquic_lab}"
 version=$(cat tests/interop/mqttv5.version)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +12,7 @@ from mqttquic_lab.broker.server import BrokerServer
 from mqttquic_lab.errors import AlpnError, CertificateError, DisconnectedError
 from mqttquic_lab.mqtt import ReasonCode, Will
 from mqttquic_lab.net.address import parse_url
+from mqttquic_lab.quic.tickets import TicketStore
 from mqttquic_lab.session import AsyncSession
 from tests.helpers.peers import PATIENCE, run, running
 from tests.helpers.quic import settle
@@ -140,6 +141,32 @@ async def test_a_session_is_resumed(broker: QuicPeer, ca_file: Path) -> None:
         # They come right after CONNACK, before any feed can ask for them.
         await settle(lambda: again.unrouted.total == 2)
         assert sorted(again.unrouted.frame()["payload"]) == [b"1", b"2"]
+
+
+@pytest.mark.parametrize(
+    ("option", "early_data", "round_trips"), [(["--quic-early-data"], "accepted", 1), ([], "not offered", 2)]
+)
+async def test_resumption_and_early_data(
+    identities: Identities, tmp_path: Path, ca_file: Path, option: list[str], early_data: str, round_trips: int
+) -> None:
+    tickets = TicketStore()
+    early: dict[str, Any] = {"early_data": "publish", "publish_early": [("a", str(qos), qos) for qos in (1, 2)]}
+    async with AsyncExitStack() as stack:
+        options = ("--quic-delivery-strategy", "control-only", *option)
+        peer = await stack.enter_async_context(mqttv5_broker(identities.good, tmp_path, *options))
+
+        async def connect(**more: Any) -> AsyncSession:
+            session = await AsyncSession.open(peer.url, ca_file=ca_file, tickets=tickets, **more)
+            return await stack.enter_async_context(session)
+
+        feed = await (await connect()).subscribe("a", 2)
+        session = await connect(**early)
+        report = session.handshake
+        assert (report.resumed, report.early_data, report.round_trips) == (True, early_data, round_trips)
+        assert [result.reason_code for result in await session.early_published()] == [0, 0]
+        await session.publish("a", "last", 2)
+        await settle(lambda: b"last" in set(feed.df["payload"]))
+        assert sorted(feed.df["payload"]) == [b"1", b"2", b"last"]
 
 
 async def test_refusals_are_told_apart(broker: QuicPeer, ca_file: Path) -> None:

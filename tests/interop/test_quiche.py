@@ -12,6 +12,7 @@ from mqttquic_lab.broker.config import BrokerConfig
 from mqttquic_lab.broker.server import BrokerServer
 from mqttquic_lab.errors import AlpnError, CertificateError, DisconnectedError
 from mqttquic_lab.net.address import parse_url
+from mqttquic_lab.quic.tickets import TicketStore
 from mqttquic_lab.session import AsyncSession
 from tests.helpers.peers import PATIENCE, run, running
 from tests.helpers.quic import settle
@@ -131,6 +132,22 @@ async def test_a_session_is_resumed(broker: QuicPeer, ca_file: Path) -> None:
         # They come right after CONNACK, before any feed can ask for them.
         await settle(lambda: again.unrouted.total == 2)
         assert sorted(again.unrouted.frame()["payload"]) == [b"1", b"2"]
+
+
+async def test_early_data_that_is_refused_is_sent_again_once(broker: QuicPeer, ca_file: Path) -> None:
+    """Its tickets allow 0-RTT, but it has a new key for every connection; and every connection begins with a Retry."""
+    tickets = TicketStore()
+    async with await AsyncSession.open(broker.url, ca_file=ca_file, tickets=tickets) as watcher:
+        feed = await watcher.subscribe("a", 2)
+        assert len(tickets) == 2
+        early: dict[str, Any] = {"early_data": "publish", "publish_early": [("a", "early", qos) for qos in (0, 1, 2)]}
+        async with await AsyncSession.open(broker.url, ca_file=ca_file, tickets=tickets, **early) as session:
+            report = session.handshake
+            assert (report.resumed, report.early_data, report.retry) == (False, "rejected", True)
+            assert len(await session.early_published()) == 3
+            await session.publish("a", "last", 2)
+        await settle(lambda: b"last" in set(feed.df["payload"]))
+        assert feed.df["payload"].tolist() == [b"early"] * 3 + [b"last"]
 
 
 async def test_the_end_of_the_broker_is_noticed(

@@ -13,8 +13,9 @@ import { readFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import { Readable, Writable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
+import { startStop } from '@matrixai/async-init';
 import Logger, { LogLevel } from '@matrixai/logger';
-import { QUICClient, QUICServer, events } from '@matrixai/quic';
+import { QUICClient, QUICConnection, QUICServer, events } from '@matrixai/quic';
 
 const LOOPBACK = '127.0.0.1';
 
@@ -26,6 +27,13 @@ const transport = {
 };
 
 const logger = new Logger('relay', LogLevel.WARN);
+
+// @matrixai/quic resets streams whose first bytes come along with the end of the handshake (0-RTT data sent again, for
+// one), because it has not told anybody of the connection yet. They wait here until it has.
+const { processStreams } = QUICConnection.prototype;
+QUICConnection.prototype.processStreams = function () {
+  if (this[startStop.status] !== 'starting') processStreams.call(this);
+};
 
 /** Carry both directions until both have ended; an end of one is passed on alone, an abort ends both. */
 async function carry(stream, socket) {
@@ -79,6 +87,7 @@ async function listen(host, port, certificate, privateKey) {
       }
       await carry(stream, socket);
     });
+    connection.processStreams();
   });
   await server.start({ host: LOOPBACK });
   console.log(server.port);
