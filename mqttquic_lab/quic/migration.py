@@ -153,9 +153,16 @@ class Mover:
         begun = CLOCK()
         paths.listen()
         private_paths.probe_path(engine, address)
+        challenges = 1
         try:
             challenges = await self._validate(address, endpoint.local_address, deadline)
         except BaseException as error:
+            if engine.get_peer_address() is address and not self._connection.is_closed:
+                # It has changed over in the very tick in which time ran out, or somebody gave up.
+                self._retire(old_endpoint, old_address)
+                if isinstance(error, TimeoutError):
+                    return self._result(kind, before, old_sequence, CLOCK() - begun, challenges, resets)
+                raise
             private_paths.forget_path(engine, address)
             self._close(endpoint)
             self._connection.trace.emit(
@@ -205,7 +212,10 @@ class Mover:
             address = engine.get_peer_address()
             assert address is not None
             name = old.socket_name
-            new = self._open((name[0], 0, *name[2:]), address[:-1], address)
+            try:
+                new = self._open((name[0], 0, *name[2:]), address[:-1], address)
+            except UsageError as error:  # an interface has lost its address meanwhile
+                raise MigrationError(str(error), problem="unreachable") from error
             heard = self._loop.create_future()
 
             def route(_data: bytes, _address: NetworkAddress) -> QuicConnection:
@@ -260,7 +270,7 @@ class Mover:
                 local = (name[0], 0, *name[2:])
                 await self._move("preferred address", local, preferred, deadline, PREFERRED_TIMEOUT)
                 self._at_preferred = True
-        except MigrationError as error:
+        except (MigrationError, UsageError) as error:
             self._connection.trace.emit("quic", "preferred_address_unused", peer=preferred, reason=str(error))
         except DisconnectedError:
             pass  # nobody waits for this, and who uses the connection is told

@@ -14,7 +14,7 @@ from mqttquic_lab.errors import DisconnectedError, LabError, MigrationError, Usa
 from mqttquic_lab.net.address import Address
 from mqttquic_lab.quic import migration, private, private_paths
 from mqttquic_lab.quic.client import open_quic
-from mqttquic_lab.quic.migration import local_name
+from mqttquic_lab.quic.migration import Mover, local_name
 from mqttquic_lab.trace import Trace
 from tests.helpers.lossy import Ills, LossyRelay
 from tests.helpers.quic import HANG, Inbox, Server, connected, echo, serving, settle
@@ -324,14 +324,38 @@ async def test_the_old_socket_is_read_a_little_longer(identities: Identities, mo
         client.control.write(bytes(BULK))
         await inbox.until(lambda: len(inbox.data) > 1000)
         await client.migrate(OTHER)
+        assert not old.is_closed
         read = old.counters.datagrams_received
         assert await inbox.read(BULK) == bytes(BULK)
         assert old.counters.datagrams_received > read
-        assert not old.is_closed
         await settle(lambda: old.is_closed)
         assert len(sockets(client)) == 1
         assert len(client.engine._network_paths) == 1
         await round_trip(client, inbox)
+
+
+async def test_an_answer_at_the_last_moment_counts(identities: Identities, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine may have changed over in the very tick in which time runs out: then it has."""
+
+    async def too_late(self: Mover, *arguments: Any) -> int:
+        await validate(self, *arguments)
+        raise TimeoutError
+
+    async def cancelled(self: Mover, *arguments: Any) -> int:
+        await validate(self, *arguments)
+        raise asyncio.CancelledError
+
+    validate = Mover._validate
+    async with echoing(identities) as (client, accepted, inbox):
+        monkeypatch.setattr(Mover, "_validate", too_late)
+        assert (await client.migrate(OTHER)).new_local == client.local_address
+        await round_trip(client, inbox)
+        monkeypatch.setattr(Mover, "_validate", cancelled)
+        with pytest.raises(asyncio.CancelledError):
+            await client.migrate("127.0.0.3")
+        await round_trip(client, inbox)
+        assert accepted.peer_address == client.local_address
+        assert client.local_address[0] == "127.0.0.3"
 
 
 async def test_ipv6(identities: Identities) -> None:
@@ -515,6 +539,17 @@ async def test_a_rebinding_that_reaches_nobody_is_undone(identities: Identities)
         assert client.local_address == before
         assert len(sockets(client)) == 1
         relay.blackhole = False
+        await round_trip(client, inbox)
+
+
+async def test_rebinding_where_the_address_is_gone(identities: Identities, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with echoing(identities) as (client, _, inbox):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(client.paths.endpoint), "socket_name", ("192.0.2.1", 9))
+            with pytest.raises(MigrationError, match=r"cannot send from local_address 192\.0\.2\.1:0") as caught:
+                await client.rebind()
+        assert caught.value.problem == "unreachable"
+        await client.rebind()
         await round_trip(client, inbox)
 
 
