@@ -448,7 +448,11 @@ class QuicListener(Listener):
             endpoint,
             role="server",
             tuning=tuning,
-            report=HandshakeReport(state="connecting", peer_address=plain_address(address)),
+            report=HandshakeReport(
+                state="connecting",
+                peer_address=plain_address(address),
+                congestion_control=applied.congestion_name(self._knobs, tuning),
+            ),
             trace=trace,
             recorder=recorder,
             tracer=tracer,
