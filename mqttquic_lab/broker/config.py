@@ -62,6 +62,11 @@ class BrokerConfig:
         added.
     idle_timeout : float or str, optional
         Seconds after which a silent QUIC connection is given up. Default: that of the profile, else 180.
+    preferred_address : tuple of str and int, optional
+        Another address of this machine, where QUIC clients are asked to go after the handshake (RFC 9000 section 9.6);
+        port 0 takes any free one.
+    disable_active_migration : bool
+        Ask QUIC clients not to change their address (RFC 9000 section 18.2). Those that do all the same are served.
     users : mapping of str to str, optional
         User name -> password. When given, everybody else is refused (reason code 0x86).
     authenticate : callable, optional
@@ -127,6 +132,8 @@ class BrokerConfig:
     groups: str | Sequence[str] | None = None
     congestion: str | None = None
     idle_timeout: float | str | None = None
+    preferred_address: tuple[str, int] | None = None
+    disable_active_migration: bool = False
     users: Mapping[str, str] | None = field(default=None, repr=False)
     authenticate: Authenticate | None = field(default=None, repr=False)
     max_connections: int = 1000

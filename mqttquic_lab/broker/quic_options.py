@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any, cast
 
 from mqttquic_lab.errors import UsageError
@@ -26,6 +27,8 @@ ONLY_QUIC: dict[str, Any] = {
     "groups": None,
     "congestion": None,
     "idle_timeout": None,
+    "preferred_address": None,
+    "disable_active_migration": False,
 }
 """Setting -> its default."""
 
@@ -52,8 +55,23 @@ def settle_quic_options(config: BrokerConfig) -> None:
         value = getattr(config, name)
         if value is not None:
             setattr(config, name, parse_seconds(value, name=name))
+    if config.preferred_address is not None:
+        host, port = _host_and_port(config.preferred_address)
+        config.preferred_address = host, port
     if config.idle_timeout == 0:
         raise UsageError("idle_timeout must be more than 0 seconds (RFC 9000 section 10.1)")
+
+
+def _host_and_port(address: Any) -> tuple[str, int]:
+    """Check a (host, port)."""
+    try:
+        host, port = address
+        number = operator.index(port)
+    except (TypeError, ValueError):
+        host, number = None, -1
+    if not isinstance(host, str) or not 0 <= number <= 65535:
+        raise UsageError(f"preferred_address={address!r}: must be an address and a port: ('192.0.2.7', 14568)")
+    return host, number
 
 
 def knobs_of(config: BrokerConfig) -> Knobs:
@@ -83,6 +101,8 @@ def listener_options(config: BrokerConfig, profile: BrokerProfile) -> dict[str, 
         "early_data": profile.early_data if config.early_data is None else config.early_data,
         "early_data_window": config.early_data_window,
         "knobs": knobs_of(config),
+        "preferred_address": config.preferred_address,
+        "disable_active_migration": config.disable_active_migration,
     }
     idle_timeout = profile.idle_timeout if config.idle_timeout is None else config.idle_timeout
     if idle_timeout is not None:

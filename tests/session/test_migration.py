@@ -185,6 +185,36 @@ async def test_a_migration_that_fails_leaves_the_session_alone() -> None:
         assert [event for event in both.sender.events if event.what == "moved"] == []
 
 
+async def test_a_broker_that_prefers_another_address_and_forbids_migration() -> None:
+    config = BrokerConfig(
+        quic_port=0, tls=False, tcp=False, preferred_address=("127.0.0.3", 0), disable_active_migration=True
+    )
+    async with BrokerServer(config) as broker, await AsyncSession.open(broker.url, ca_file=broker.ca_file) as session:
+        await broker.wait_for(lambda: broker.stats().migrations == 1)
+        assert session.handshake.peer_address is not None
+        assert session.handshake.peer_address[0] == "127.0.0.3"
+        result = await session.publish("a", b"from there", 2)
+        assert not result.reason_code & 0x80
+        await hang(session.migrate(OTHER))  # the ban was on the first address
+
+
+@pytest.mark.parametrize("address", ["127.0.0.3", ("127.0.0.3",), ("127.0.0.3", 70_000), ("127.0.0.3", "x"), (1, 2)])
+def test_preferred_addresses_that_cannot_be_used(address: Any) -> None:
+    with pytest.raises(UsageError, match="preferred_address=.*must be an address and a port"):
+        BrokerConfig(preferred_address=address)
+    with pytest.raises(UsageError, match="preferred_address: for the QUIC listener"):
+        BrokerConfig(preferred_address=address, quic=False)
+
+
+async def test_a_broker_that_forbids_migration() -> None:
+    config = BrokerConfig(quic_port=0, tls=False, tcp=False, disable_active_migration=True)
+    async with BrokerServer(config) as broker, await AsyncSession.open(broker.url, ca_file=broker.ca_file) as session:
+        with pytest.raises(MigrationError, match="force=True") as caught:
+            await hang(session.migrate(OTHER))
+        assert caught.value.problem == "disabled"
+        assert (await hang(session.migrate(OTHER, force=True))).new_local[0] == OTHER
+
+
 @pytest.mark.parametrize("scheme", ["mqtts", "mqtt"])
 async def test_only_quic_moves(connect: Open, scheme: str) -> None:
     session = await connect(scheme)
