@@ -200,7 +200,7 @@ async def test_a_broker_that_prefers_another_address_and_forbids_migration() -> 
 
 @pytest.mark.parametrize("address", ["127.0.0.3", ("127.0.0.3",), ("127.0.0.3", 70_000), ("127.0.0.3", "x"), (1, 2)])
 def test_preferred_addresses_that_cannot_be_used(address: Any) -> None:
-    with pytest.raises(UsageError, match="preferred_address=.*must be an address and a port"):
+    with pytest.raises(UsageError, match=r"preferred_address=.*must be an address and a port"):
         BrokerConfig(preferred_address=address)
     with pytest.raises(UsageError, match="preferred_address: for the QUIC listener"):
         BrokerConfig(preferred_address=address, quic=False)
