@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         UnreachableError,
         UsageError,
     )
+    from mqttquic_lab.experiments.replay import replay
     from mqttquic_lab.handles import (
         Broker,
         Feed,
@@ -105,6 +106,7 @@ __all__ = [
     "from_env",
     "probe",
     "register_congestion_control",
+    "replay",
     "start_broker",
 ]
 
@@ -118,6 +120,7 @@ _HOMES = {
     "TicketStore": "quic.tickets",
     "Will": "mqtt",
     "register_congestion_control": "quic.congestion",
+    "replay": "experiments.replay",
 }
 """Where names live that are in neither errors.py nor handles/."""
 
