@@ -85,6 +85,16 @@ class TwoCables:
         self.ip(*way, "metric", str(10 * number), on="client")
         self.ip(*way, "table", str(100 + number), on="client")
 
+    def sweep(self) -> None:
+        """Remove what was left by test runs that were killed."""
+        done = subprocess.run([self._ip, "netns", "list"], capture_output=True, text=True, check=False)
+        for name in done.stdout.split():
+            kind, _, rest = name.partition("-")
+            pid = rest.partition("-")[0]
+            if kind == "mqttquic" and pid.isdecimal() and not Path("/proc", pid).exists():
+                with contextlib.suppress(OSError):
+                    self.ip("netns", "del", name)
+
     def remove(self) -> None:
         """Remove the namespaces; what still runs in them loses its cables."""
         for machine in MACHINES:
@@ -164,6 +174,7 @@ async def two_cables() -> AsyncIterator[TwoCables]:
     cables = TwoCables(ip, f"mqttquic-{os.getpid()}-{secrets.token_hex(2)}")
     try:
         try:
+            cables.sweep()
             cables.lay()
         except OSError as error:
             pytest.skip(f"network namespaces cannot be made here: {error}")
