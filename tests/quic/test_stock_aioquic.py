@@ -66,6 +66,18 @@ async def their_server(identities: Identities, **options: Any) -> AsyncIterator[
         server.close()
 
 
+async def test_their_server_lets_us_move(identities: Identities) -> None:
+    async with their_server(identities) as port:
+        client = await open_quic(Address.of("quic", "127.0.0.1", port), trust=identities.trust)
+        inbox = Inbox(client.control)
+        for move in (client.migrate("127.0.0.2"), client.rebind(), client.migrate("127.0.0.1")):
+            client.control.write(bytes(SIZE))
+            result = await move
+            assert result.new_local == client.local_address
+            assert await inbox.read(SIZE) == bytes(SIZE)
+        await client.close(0, "done")
+
+
 @pytest.mark.parametrize("retry", [False, True])
 async def test_their_server(identities: Identities, retry: bool) -> None:
     async with their_server(identities, retry=retry) as port:
