@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, Self
 from mqttquic_lab.callbacks import CallbackRunner
 from mqttquic_lab.errors import BlockingCallError
 from mqttquic_lab.handles.calling import Caller
+from mqttquic_lab.handles.chunks import publish_chunks
 from mqttquic_lab.handles.feed import Feed
 from mqttquic_lab.handles.handshake import Handshake
-from mqttquic_lab.handles.stream import Stream
+from mqttquic_lab.handles.session_aio import SessionAio
+from mqttquic_lab.handles.stream import Stream, core_of
 from mqttquic_lab.session.advice import called_from_here
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterable, Callable, Iterable, Mapping
     from types import TracebackType
 
     from mqttquic_lab.errors import LabError
@@ -39,9 +41,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.trace import Trace
     from mqttquic_lab.widgets import Dashboard
 
-CHUNK = 1000
-CHUNK_BYTES = 1024 * 1024
-"""Messages, and bytes of them, that ``publish_many`` takes on the caller's side before it hands them over."""
+__all__ = ["Session", "SessionAio"]
 
 
 class Session:
@@ -554,206 +554,8 @@ class Session:
             self._callbacks.close()
 
 
-class SessionAio:
-    """The verbs of a :class:`Session`, awaitable from any event loop."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._core = session._core  # noqa: SLF001 - a twin of the same module
-        self._caller = session._caller  # noqa: SLF001
-
-    async def publish(
-        self,
-        topic: str,
-        payload: Any = None,
-        qos: int = 0,
-        retain: bool = False,
-        properties: Mapping[str, Any] | None = None,
-        *,
-        timestamp: bool = False,
-        timeout: float | str | None = 10.0,
-    ) -> PublishResult:
-        """See :meth:`Session.publish`."""
-        return await self._caller.hop(
-            self._core.publish, topic, payload, qos, retain, properties, timestamp=timestamp, timeout=timeout
-        )
-
-    async def publish_many(
-        self,
-        messages: Iterable[tuple[str, Any]] | AsyncIterable[tuple[str, Any]],
-        qos: int = 0,
-        retain: bool = False,
-        properties: Mapping[str, Any] | None = None,
-        *,
-        timestamp: bool = False,
-        timeout: float | str | None = 30.0,
-    ) -> PublishSummary:
-        """See :meth:`Session.publish_many`; either kind of iterable runs on the awaiting loop."""
-        verb = self._core.publish_many
-        return await hop_chunks(self._caller, verb, messages, qos, retain, properties, timestamp, timeout)
-
-    async def subscribe(
-        self,
-        topic_filter: str | tuple[str, int] | Iterable[str | tuple[str, int]],
-        qos: int = 0,
-        no_local: bool = False,
-        retain_as_published: bool = False,
-        retain_handling: int = 0,
-        *,
-        decode: Decode = "text",
-        expand: bool = False,
-        max_messages: int = 1_000_000,
-        max_bytes: int = 256 * 2**20,
-        stream: Stream | None = None,
-        timeout: float | str | None = 10.0,
-    ) -> Feed:
-        """See :meth:`Session.subscribe`."""
-        with called_from_here():
-            feed = await self._caller.hop(
-                self._core.subscribe,
-                topic_filter,
-                qos,
-                no_local,
-                retain_as_published,
-                retain_handling,
-                decode=decode,
-                expand=expand,
-                max_messages=max_messages,
-                max_bytes=max_bytes,
-                stream=core_of(stream),
-                timeout=timeout,
-            )
-        return self._session.handle_of(feed)
-
-    async def unsubscribe(self, what: Feed | str | Iterable[str], *, timeout: float | str | None = 10.0) -> None:
-        """See :meth:`Session.unsubscribe`."""
-        await self._caller.hop(self._core.unsubscribe, core_of(what), timeout=timeout)
-
-    async def open_stream(self, *, timeout: float | str | None = 10.0) -> Stream:
-        """See :meth:`Session.open_stream`."""
-        with called_from_here():
-            core = await self._caller.hop(self._core.open_stream, timeout=timeout)
-        return Stream(core, self._session, self._caller)
-
-    async def ping(self, *, timeout: float | str | None = 10.0) -> float:
-        """See :meth:`Session.ping`."""
-        return await self._caller.hop(self._core.ping, timeout=timeout)
-
-    async def early_published(self, *, timeout: float | str | None = 10.0) -> list[PublishResult]:
-        """See :meth:`Session.early_published`."""
-        return await self._caller.hop(self._core.early_published, timeout=timeout)
-
-    async def update_keys(self, *, timeout: float | str | None = 5.0) -> int:
-        """See :meth:`Session.update_keys`."""
-        return await self._caller.hop(self._core.update_keys, timeout=timeout)
-
-    async def migrate(
-        self, local: tuple[str, int] | str | None = None, *, force: bool = False, timeout: float | str | None = 5.0
-    ) -> MigrationResult:
-        """See :meth:`Session.migrate`."""
-        return await self._caller.hop(self._core.migrate, local, force=force, timeout=timeout)
-
-    async def rebind(self, *, timeout: float | str | None = 5.0) -> MigrationResult:
-        """See :meth:`Session.rebind`."""
-        return await self._caller.hop(self._core.rebind, timeout=timeout)
-
-    async def reconnect(self, url: Any = None, *, timeout: float | str | None = 10.0) -> None:
-        """See :meth:`Session.reconnect`."""
-        self._session._listen_again()  # noqa: SLF001
-        await self._caller.hop(self._core.reconnect, url, timeout=timeout)
-        self._session._moved(url)  # noqa: SLF001
-
-    async def disconnect(self, reason_code: int = 0, *, timeout: float | str | None = 5.0) -> None:
-        """See :meth:`Session.disconnect`."""
-        await self._caller.hop(self._core.disconnect, reason_code, timeout=timeout)
-        self._session._is_closed()  # noqa: SLF001
-
-    async def close(self, *, timeout: float | str | None = 5.0) -> None:
-        """See :meth:`Session.close`."""
-        await self.disconnect(timeout=timeout)
-
-    async def wait_closed(self, *, timeout: float | str | None = None) -> Exception | None:
-        """See :meth:`Session.wait_closed`."""
-        return await self._caller.hop(self._core.wait_closed, timeout=timeout)
-
-
 def _forgotten(core: AsyncSession, caller: Caller, withdraw: Callable[[], None]) -> None:
     """Close a session whose handle is gone, without waiting: this may run in a garbage collection on any thread."""
     withdraw()
     with suppress(BlockingCallError):
         caller.spawn(core.close)
-
-
-def core_of(what: Any) -> Any:
-    """Return what a handle wraps, and anything else as it is."""
-    return what._core if isinstance(what, (Feed, Stream)) else what  # noqa: SLF001
-
-
-def publish_chunks(
-    caller: Caller, verb: Any, messages: Any, qos: int, retain: bool, properties: Any, timestamp: bool, timeout: Any
-) -> PublishSummary:
-    """Call a ``publish_many`` from the caller's thread: an iterable runs there, chunk by chunk."""
-    options: dict[str, Any] = {"timestamp": timestamp, "timeout": timeout}
-    summary: PublishSummary | None = None
-    if hasattr(messages, "__aiter__"):
-        whole: PublishSummary = caller.call(None, verb, messages, qos, retain, properties, **options)
-        return whole
-    for chunk in _chunks(messages):
-        part: PublishSummary = caller.call(None, verb, chunk, qos, retain, properties, **options)
-        summary = part if summary is None else summary.add(part)
-    if summary is not None:
-        return summary
-    nothing: PublishSummary = caller.call(None, verb, (), qos, retain, properties, **options)
-    return nothing
-
-
-async def hop_chunks(
-    caller: Caller, verb: Any, messages: Any, qos: int, retain: bool, properties: Any, timestamp: bool, timeout: Any
-) -> PublishSummary:
-    """Await a ``publish_many`` from any loop: either kind of iterable runs there, chunk by chunk."""
-    options: dict[str, Any] = {"timestamp": timestamp, "timeout": timeout}
-    summary: PublishSummary | None = None
-    async for chunk in _async_chunks(messages):
-        part: PublishSummary = await caller.hop(verb, chunk, qos, retain, properties, **options)
-        summary = part if summary is None else summary.add(part)
-    if summary is not None:
-        return summary
-    nothing: PublishSummary = await caller.hop(verb, (), qos, retain, properties, **options)
-    return nothing
-
-
-class _Chunk(list[tuple[str, Any]]):
-    """Messages that go to the session's loop together."""
-
-    size = 0
-
-    def take(self, message: tuple[str, Any]) -> bool:
-        """Add a message; returns whether that is enough."""
-        self.append(message)
-        payload = message[1]
-        self.size += len(payload) if isinstance(payload, (str, bytes, bytearray)) else 64
-        return len(self) >= CHUNK or self.size >= CHUNK_BYTES
-
-
-def _chunks(messages: Any) -> Iterator[_Chunk]:
-    chunk = _Chunk()
-    for message in messages:
-        if chunk.take(message):
-            yield chunk
-            chunk = _Chunk()
-    if chunk:
-        yield chunk
-
-
-async def _async_chunks(messages: Any) -> Any:
-    if not hasattr(messages, "__aiter__"):
-        for chunk in _chunks(messages):
-            yield chunk
-        return
-    chunk = _Chunk()
-    async for message in messages:
-        if chunk.take(message):
-            yield chunk
-            chunk = _Chunk()
-    if chunk:
-        yield chunk

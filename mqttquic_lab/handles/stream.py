@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+from mqttquic_lab.handles.chunks import hop_chunks, publish_chunks
+from mqttquic_lab.handles.feed import Feed
 from mqttquic_lab.session.advice import called_from_here
 
 if TYPE_CHECKING:
@@ -11,7 +13,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mqttquic_lab.handles.calling import Caller
-    from mqttquic_lab.handles.feed import Feed
     from mqttquic_lab.handles.session import Session
     from mqttquic_lab.records.decode import Decode
     from mqttquic_lab.session import AsyncStream, PublishResult, PublishSummary, StreamInfo
@@ -107,8 +108,6 @@ class Stream:
         timeout: float | str | None = 30.0,
     ) -> PublishSummary:
         """Publish many messages on this stream; parameters and errors as for :meth:`Session.publish_many`."""
-        from mqttquic_lab.handles.session import publish_chunks
-
         verb = self._core.publish_many
         return publish_chunks(self._caller, verb, messages, qos, retain, properties, timestamp, timeout)
 
@@ -164,8 +163,6 @@ class Stream:
             Reason codes of the broker. 0x11 (No subscription existed) is what brokers that keep subscriptions per
             stream answer on another stream; nothing ends then.
         """
-        from mqttquic_lab.handles.session import core_of
-
         with called_from_here():
             return self._caller.call(timeout, self._core.unsubscribe, core_of(what), timeout=timeout)
 
@@ -238,8 +235,6 @@ class StreamAio:
         timeout: float | str | None = 30.0,
     ) -> PublishSummary:
         """See :meth:`Stream.publish_many`; either kind of iterable runs on the awaiting loop."""
-        from mqttquic_lab.handles.session import hop_chunks
-
         verb = self._core.publish_many
         return await hop_chunks(self._caller, verb, messages, qos, retain, properties, timestamp, timeout)
 
@@ -278,11 +273,14 @@ class StreamAio:
         self, what: Feed | str | Iterable[str], *, timeout: float | str | None = 10.0
     ) -> tuple[int, ...]:
         """See :meth:`Stream.unsubscribe`."""
-        from mqttquic_lab.handles.session import core_of
-
         with called_from_here():
             return await self._caller.hop(self._core.unsubscribe, core_of(what), timeout=timeout)
 
     async def close(self, *, timeout: float | str | None = 5.0) -> None:
         """See :meth:`Stream.close`."""
         await self._caller.hop(self._core.close, timeout=timeout)
+
+
+def core_of(what: Any) -> Any:
+    """Return what a handle wraps, and anything else as it is."""
+    return what._core if isinstance(what, (Feed, Stream)) else what  # noqa: SLF001

@@ -30,7 +30,7 @@ from mqttquic_lab.session.fallback import first_that_works
 from mqttquic_lab.session.target import resolve_target, transport_of
 
 if TYPE_CHECKING:
-    from mqttquic_lab.session.client import AsyncSession
+    from mqttquic_lab.session.lifecycle import SessionLifecycle
     from mqttquic_lab.session.options import SessionOptions
     from mqttquic_lab.session.target import Target
 
@@ -44,7 +44,7 @@ class Reconnector:
         Where the session goes when nothing else is said; None if it was started on a connection that was given.
     """
 
-    def __init__(self, session: AsyncSession) -> None:
+    def __init__(self, session: SessionLifecycle) -> None:
         self.target: Target | None = None
         self._session = session
         self._is_busy = False

@@ -41,7 +41,9 @@ def is_awaited(member: Any) -> bool:
 
 
 def members(of: type) -> dict[str, Any]:
-    return {name: member for name, member in vars(of).items() if not name.startswith("_") and name not in INSIDE}
+    bases = reversed(of.__mro__[:-1])  # all but object; its own members come last, and count
+    found = {name: member for base in bases for name, member in vars(base).items()}
+    return {name: member for name, member in found.items() if not name.startswith("_") and name not in INSIDE}
 
 
 def verbs(of: type) -> dict[str, Any]:

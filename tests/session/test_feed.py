@@ -171,11 +171,11 @@ async def test_nobody_is_woken_for_nothing() -> None:
         feed = await subscribed(session, broker, "a")
         waiting = asyncio.create_task(feed.wait(2))
         await asyncio.sleep(0)
-        assert session._notify == {feed}
+        assert session._incoming.feeds == {feed}
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert feed._waiters == []
         send(broker, b"1")
         await broker.sync(session)
-        assert session._notify == set()
+        assert session._incoming.feeds == set()

@@ -1,0 +1,155 @@
+"""What a session tells of itself, at any moment of its life."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from mqttquic_lab.errors import UsageError
+from mqttquic_lab.session.close_codes import with_name
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable
+
+    from mqttquic_lab.errors import LabError
+    from mqttquic_lab.mqtt import Deliveries
+    from mqttquic_lab.net.stream import Connection
+    from mqttquic_lab.quic.reasons import CloseInfo
+    from mqttquic_lab.records.handshake import HandshakeReport
+    from mqttquic_lab.records.log import MessageLog
+    from mqttquic_lab.records.message import Message
+    from mqttquic_lab.session.channel import PacketChannel
+    from mqttquic_lab.session.feed import AsyncFeed
+    from mqttquic_lab.session.happenings import Happenings
+    from mqttquic_lab.session.options import SessionOptions
+    from mqttquic_lab.session.receiving import Receiver
+    from mqttquic_lab.session.results import ErrorRecord, EventRecord, SessionStats
+    from mqttquic_lab.session.streams import StreamInfo, Streams
+    from mqttquic_lab.session.subscribing import Subscriber
+
+
+class SessionFacts:
+    """The properties of an :class:`AsyncSession`: looks at its parts, which its lifecycle makes and exchanges."""
+
+    url: str
+    client_id: str
+    options: SessionOptions
+    has_been_connected: bool
+    _connection: Connection
+    _channel: PacketChannel
+    _streams: Streams
+    _deliveries: Deliveries
+    _receiver: Receiver
+    _subscriber: Subscriber
+    _stats: SessionStats
+    _happenings: Happenings
+    _state: Literal["connecting", "connected", "closed"]
+    _connected_at: dt.datetime | None
+    _on_message: Callable[[Message], None] | None
+
+    def __repr__(self) -> str:
+        instead = " instead of QUIC" if self._connection.report.fallback_reason else ""
+        return f"<AsyncSession {self.client_id!r} at {self.url}: {self._state}, over {self.transport.upper()}{instead}>"
+
+    @property
+    def state(self) -> Literal["connecting", "connected", "closed"]:
+        """``"connecting"``, ``"connected"`` or ``"closed"``."""
+        return self._state
+
+    @property
+    def handshake(self) -> HandshakeReport:
+        """Everything known about how the session came about; its RTT is that of the moment."""
+        if not self._channel.ended:
+            return self._connection.refresh_report()
+        report = self._connection.report
+        if self.has_been_connected:
+            # The transport has its own words for the end; what ended the session says more.
+            report.state = "closed"
+            report.error = str(self._channel.reason) if self._channel.reason is not None else None
+        return report
+
+    @property
+    def transport(self) -> str:
+        """What really carries the bytes: ``"quic"``, ``"tls"`` or ``"tcp"``."""
+        return self._connection.transport
+
+    @property
+    def connection(self) -> Connection:
+        """The transport connection underneath."""
+        return self._connection
+
+    @property
+    def close_info(self) -> CloseInfo | None:
+        """How the QUIC connection ended: code, reason and side; None while it has not, and over TLS and TCP."""
+        return with_name(getattr(self._connection, "close_info", None), self._connection.report.alpn)
+
+    @property
+    def version(self) -> str:
+        """``"5.0"`` or ``"3.1.1"``."""
+        return "5.0" if self.options.level == 5 else "3.1.1"
+
+    @property
+    def feeds(self) -> tuple[AsyncFeed, ...]:
+        """Feeds that were not unsubscribed, oldest first."""
+        if not self._streams.streams:
+            return tuple(self._subscriber.feeds)
+        return tuple(sorted((*self._subscriber.feeds, *self._streams.feeds()), key=lambda feed: feed.number))
+
+    @property
+    def streams(self) -> tuple[StreamInfo, ...]:
+        """The streams that carry the session: the control stream, data streams, the newest 64 that are over."""
+        filters = tuple(f for feed in self._subscriber.feeds for f in feed.filters)
+        return self._streams.listing(filters, len(self._deliveries))
+
+    @property
+    def errors(self) -> list[ErrorRecord]:
+        """What went wrong, oldest first; the newest 100."""
+        return list(self._happenings.errors)
+
+    @property
+    def events(self) -> list[EventRecord]:
+        """Connects, losses and resumptions, oldest first; the newest 100."""
+        return list(self._happenings.events)
+
+    @property
+    def connected_at(self) -> dt.datetime | None:
+        """When the broker accepted the present connection, or the last one (UTC); None before the first."""
+        return self._connected_at
+
+    @property
+    def unacknowledged(self) -> int:
+        """Messages at QoS 1 and 2 that were sent and not acknowledged: what :meth:`reconnect` sends again."""
+        return len(self._deliveries)
+
+    @property
+    def stats(self) -> SessionStats:
+        """Counters; they go on counting."""
+        return self._stats
+
+    @property
+    def unrouted(self) -> MessageLog:
+        """The newest messages that belonged to no feed (1000 messages or 1 MiB); ``stats.unrouted`` counts all.
+
+        A broker that resumes a session sends what it kept before anybody can subscribe anew: it lands here.
+        """
+        return self._receiver.unrouted
+
+    @property
+    def on_message(self) -> Callable[[Message], None] | None:
+        """Called on the loop for every message received, whatever feed it belongs to; its ``value`` is None.
+
+        It must not block. An exception lands in :attr:`errors`.
+        """
+        return self._on_message
+
+    @on_message.setter
+    def on_message(self, callback: Callable[[Message], None] | None) -> None:
+        if callback is not None and not callable(callback):
+            raise UsageError(f"on_message takes a function of one message, or None; not {callback!r}")
+        self._on_message = callback
+        self._receiver.watched = callback is not None
+
+    @property
+    def close_reason(self) -> LabError | None:
+        """Why the session is closed; None while it is not, or if that was asked for."""
+        return self._channel.reason
