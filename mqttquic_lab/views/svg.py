@@ -245,8 +245,9 @@ def condense(values: Sequence[float], most: int) -> list[float]:
 
 def nice_scale(highest: float) -> tuple[float, float]:
     """Return (top of the axis, distance of its ticks): 1, 2 or 5 times a power of ten, two to five ticks."""
-    if not highest > 0 or not math.isfinite(highest):
+    if not highest > 1e-300 or not math.isfinite(highest):
         return 1.0, 0.5
+    highest = min(highest, 1e300)  # so that no step below leaves the range of a double
     power = 10.0 ** math.floor(math.log10(highest))
     for factor in (0.5, 1, 2, 5, 10):
         step = power * factor

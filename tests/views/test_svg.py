@@ -6,7 +6,7 @@ import math
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mqttquic_lab.records.handshake import Flight
@@ -65,6 +65,8 @@ def test_hostile_flights() -> None:
 
 
 @given(VALUES)
+@example([1.7e308, -1.7e308])
+@example([5e-324])
 def test_sparkline_and_plot_take_any_numbers(values: list[float]) -> None:
     check(svg.sparkline(values))
     picture = svg.line_plot([svg.Series("p50", values), svg.Series("p99", values[::-1], 2, "2 3")], unit="ms", span="x")
