@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mqttquic_lab.quic import private_paths as private
 from mqttquic_lab.quic.endpoint import Endpoint, Via, plain_address
-from mqttquic_lab.quic.private import PathAnnouncement
+from mqttquic_lab.quic.private_paths import PathAnnouncement
 from mqttquic_lab.trace import CLOCK
 
 if TYPE_CHECKING:

@@ -33,20 +33,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from aioquic import tls
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # public, but not in its __all__
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE
-from aioquic.quic.connection import QuicConnection, QuicConnectionId, QuicConnectionState
+from aioquic.quic.connection import QuicConnection, QuicConnectionState
 from aioquic.quic.crypto import CryptoPair
-from aioquic.quic.events import ConnectionIdIssued
 from aioquic.quic.packet import (
     QuicFrameType,
     QuicPacketType,
-    QuicPreferredAddress,
     QuicProtocolVersion,
     pull_quic_transport_parameters,
-    push_quic_transport_parameters,
 )
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 
 from mqttquic_lab.quic.private_keys import early_data_decided
+from mqttquic_lab.quic.private_paths import PathAnnouncement, announce
 from mqttquic_lab.quic.rtt import RttEstimator
 from mqttquic_lab.quic.ticket_offer import TicketOffer, ticket_offer
 from mqttquic_lab.trace import CLOCK
@@ -58,7 +56,7 @@ if TYPE_CHECKING:
     from aioquic.quic.connection import NetworkAddress, QuicNetworkPath
     from aioquic.quic.events import ConnectionTerminated
     from aioquic.quic.logger import QuicLoggerTrace
-    from aioquic.quic.packet import QuicHeader, QuicTransportParameters
+    from aioquic.quic.packet import QuicHeader, QuicPreferredAddress, QuicTransportParameters
     from aioquic.quic.rangeset import RangeSet
     from aioquic.quic.recovery import QuicPacketSpace
     from aioquic.quic.stream import QuicStream
@@ -102,23 +100,6 @@ class TlsMessage:
     type: int
     size: int
     raw: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class PathAnnouncement:
-    """What a server tells about paths in its transport parameters (RFC 9000 section 18.2).
-
-    Attributes
-    ----------
-    disable_active_migration : bool
-        Clients are asked to stay where they are.
-    ipv4, ipv6 : tuple of str and int, optional
-        The server's preferred address (section 9.6).
-    """
-
-    disable_active_migration: bool = False
-    ipv4: tuple[str, int] | None = None
-    ipv6: tuple[str, int] | None = None
 
 
 def _ignore(*_: object) -> None:
@@ -196,8 +177,8 @@ class Engine(QuicConnection):
         self.connection_window = configuration.max_data
         self.early_data_offered = False
         self.rtt = RttEstimator()
-        self._announcement = announcement
-        self._preferred: QuicPreferredAddress | None = None
+        self.announcement = announcement
+        self.preferred: QuicPreferredAddress | None = None
         super().__init__(configuration=configuration, **options)
         self._measure_rtt()
 
@@ -291,35 +272,7 @@ class Engine(QuicConnection):
     # --- paths (RFC 9000 sections 9.6 and 18.2)
 
     def _serialize_transport_parameters(self) -> bytes:
-        data = super()._serialize_transport_parameters()
-        announcement = self._announcement
-        if announcement is None:
-            return data
-        parameters = pull_quic_transport_parameters(Buffer(data=data))
-        parameters.disable_active_migration = announcement.disable_active_migration
-        if announcement.ipv4 is not None or announcement.ipv6 is not None:
-            if self._preferred is None:  # version negotiation may bring us here a second time
-                issued = self._issue_connection_id()
-                self._preferred = QuicPreferredAddress(
-                    announcement.ipv4, announcement.ipv6, issued.cid, issued.stateless_reset_token
-                )
-            parameters.preferred_address = self._preferred
-        buffer = Buffer(capacity=len(data) + 256)
-        push_quic_transport_parameters(buffer, parameters)
-        return buffer.data
-
-    def _issue_connection_id(self) -> QuicConnectionId:
-        """Return a connection id that is told to the peer elsewhere than in NEW_CONNECTION_ID."""
-        issued = QuicConnectionId(
-            cid=os.urandom(self._configuration.connection_id_length),
-            sequence_number=self._host_cid_seq,
-            stateless_reset_token=os.urandom(16),
-            was_sent=True,
-        )
-        self._host_cid_seq += 1
-        self._host_cids.append(issued)
-        self._events.append(ConnectionIdIssued(connection_id=issued.cid))
-        return issued
+        return announce(self, super()._serialize_transport_parameters())
 
     # --- early data
 

@@ -10,10 +10,19 @@ it does for a server's preferred address.
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # public, but not in its __all__
 from aioquic.quic.congestion.base import create_congestion_control
-from aioquic.quic.connection import QuicNetworkPath
+from aioquic.quic.connection import QuicConnectionId, QuicNetworkPath
+from aioquic.quic.events import ConnectionIdIssued
+from aioquic.quic.packet import (
+    QuicPreferredAddress,
+    pull_quic_transport_parameters,
+    push_quic_transport_parameters,
+)
 
 if TYPE_CHECKING:
     from mqttquic_lab.quic.endpoint import NetworkAddress
@@ -114,3 +123,56 @@ def resend_soon(engine: Engine) -> None:
     loss._pto_count = 0
     if any(space.sent_packets for space in loss.spaces):
         loss._send_probe()
+
+
+# --- what a server says about paths (RFC 9000 sections 9.6 and 18.2)
+
+
+@dataclass(frozen=True, slots=True)
+class PathAnnouncement:
+    """What a server tells about paths in its transport parameters (RFC 9000 section 18.2).
+
+    Attributes
+    ----------
+    disable_active_migration : bool
+        Clients are asked to stay where they are.
+    ipv4, ipv6 : tuple of str and int, optional
+        The server's preferred address (section 9.6).
+    """
+
+    disable_active_migration: bool = False
+    ipv4: tuple[str, int] | None = None
+    ipv6: tuple[str, int] | None = None
+
+
+def announce(engine: Engine, parameters: bytes) -> bytes:
+    """Return the encoded transport parameters with the engine's announcement in them."""
+    announcement = engine.announcement
+    if announcement is None:
+        return parameters
+    decoded = pull_quic_transport_parameters(Buffer(data=parameters))
+    decoded.disable_active_migration = announcement.disable_active_migration
+    if announcement.ipv4 is not None or announcement.ipv6 is not None:
+        if engine.preferred is None:  # version negotiation may bring us here a second time
+            issued = _issue_connection_id(engine)
+            engine.preferred = QuicPreferredAddress(
+                announcement.ipv4, announcement.ipv6, issued.cid, issued.stateless_reset_token
+            )
+        decoded.preferred_address = engine.preferred
+    buffer = Buffer(capacity=len(parameters) + 256)
+    push_quic_transport_parameters(buffer, decoded)
+    return buffer.data
+
+
+def _issue_connection_id(engine: Engine) -> QuicConnectionId:
+    """Return a connection id that is told to the peer elsewhere than in NEW_CONNECTION_ID."""
+    issued = QuicConnectionId(
+        cid=os.urandom(engine.configuration.connection_id_length),
+        sequence_number=engine._host_cid_seq,
+        stateless_reset_token=os.urandom(16),
+        was_sent=True,
+    )
+    engine._host_cid_seq += 1
+    engine._host_cids.append(issued)
+    engine._events.append(ConnectionIdIssued(connection_id=issued.cid))
+    return issued

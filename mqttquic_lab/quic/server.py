@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.net.stream import Connection
     from mqttquic_lab.quic.admission import Policy
     from mqttquic_lab.quic.endpoint import Datagrams, NetworkAddress
-    from mqttquic_lab.quic.private import PathAnnouncement
+    from mqttquic_lab.quic.private_paths import PathAnnouncement
 
 IDLE_TIMEOUT = 180.0
 """Seconds: three times the usual MQTT keep-alive, for clients that send no QUIC PINGs."""

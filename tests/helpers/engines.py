@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from aioquic.quic.configuration import QuicConfiguration
 
-from mqttquic_lab.quic.private import Engine, PathAnnouncement
+from mqttquic_lab.quic.private import Engine
 
 if TYPE_CHECKING:
+    from mqttquic_lab.quic.private_paths import PathAnnouncement
     from tests.helpers.certs import Identities
 
 CLIENT, SERVER = ("192.0.2.1", 1000), ("192.0.2.2", 2000)

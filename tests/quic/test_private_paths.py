@@ -13,7 +13,8 @@ from aioquic.quic.connection import QuicConnection, QuicNetworkPath
 from aioquic.quic.logger import QuicLogger
 
 from mqttquic_lab.quic import private, private_paths
-from mqttquic_lab.quic.private import Engine, PathAnnouncement
+from mqttquic_lab.quic.private import Engine
+from mqttquic_lab.quic.private_paths import PathAnnouncement
 from tests.helpers.engines import CLIENT, SERVER, Engines
 
 if TYPE_CHECKING:
