@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
+from hypothesis import settings
 
 from mqttquic_lab.net.certificates import CertificateAuthority
 from tests.helpers.certs import Identities, make_identities
+
+# No test fails for being slow. (With CI set, hypothesis has a profile of its own: no deadline, the same examples.)
+settings.register_profile("patient", deadline=None)
+if "CI" not in os.environ:
+    settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")
