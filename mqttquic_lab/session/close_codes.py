@@ -1,7 +1,7 @@
 """What the application codes of CONNECTION_CLOSE mean between MQTT clients and brokers (RFC 9000 section 20.2).
 
-There is no standard for ALPN ``mqtt``: 0 is an orderly end everywhere, 1 and 2 are EMQX's. For ``MQTT-next`` the draft
-names its own.
+There is no standard for ALPN ``mqtt``: 0 is an orderly end everywhere, 1 and 2 are EMQX's, and a profile may know more.
+For ``MQTT-next`` the draft names its own.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Final
 from mqttquic_lab.mqtt.flow_codes import connection_code_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mqttquic_lab.quic.reasons import CloseInfo
 
 MQTT: Final = {0: "normal end", 1: "control stream down, by EMQX's numbers", 2: "overloaded, by EMQX's numbers"}
 """Application code -> meaning, for ALPN ``mqtt``."""
 
 
-def with_name(info: CloseInfo | None, alpn: str | None) -> CloseInfo | None:
-    """Return `info` with the name of its code, if it is one of the application's."""
+def with_name(info: CloseInfo | None, alpn: str | None, known: Mapping[int, str]) -> CloseInfo | None:
+    """Return `info` with the name of its code, if it is one of the application's; `known` are those of the profile."""
     if info is None or not info.application:
         return info
     if alpn == "MQTT-next":
         return replace(info, name=connection_code_text(info.error_code))
-    return replace(info, name=MQTT.get(info.error_code, ""))
+    return replace(info, name=known.get(info.error_code) or MQTT.get(info.error_code, ""))

@@ -81,7 +81,8 @@ class SessionFacts:
     @property
     def close_info(self) -> CloseInfo | None:
         """How the QUIC connection ended: code, reason and side; None while it has not, and over TLS and TCP."""
-        return with_name(getattr(self._connection, "close_info", None), self._connection.report.alpn)
+        info = getattr(self._connection, "close_info", None)
+        return with_name(info, self._connection.report.alpn, self.profile.close_codes)
 
     @property
     def version(self) -> str:

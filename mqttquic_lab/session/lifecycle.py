@@ -164,6 +164,8 @@ class SessionLifecycle(SessionFacts):
             raise
         session._reconnector.target = target
         session._early = EarlyPublished(first.messages, session._publisher, connection)
+        if options.early_data and session.profile.name != "generic":  # of one nobody knows it is not known either
+            session._advise("early_data")
         await session._connecting.run(first, deadline)
         return session
 

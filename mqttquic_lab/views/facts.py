@@ -118,7 +118,8 @@ def chips(report: HandshakeReport) -> list[Chip]:
     if report.retry:
         found.append(Chip("Retry", "warn", "the broker asked to prove the address first: one round trip more"))
     if report.version_negotiated:
-        found.append(Chip("version negotiated", "warn", "the first QUIC version offered was refused"))
+        offered = report.first_quic_version or "another version"
+        found.append(Chip("version negotiated", "warn", f"the client's first packet was of {offered}"))
     if report.state != "connected":
         word, kind = state(report)
         found.append(Chip(word, kind))

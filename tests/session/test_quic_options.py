@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mqttquic_lab.broker import BrokerConfig, BrokerServer
-from mqttquic_lab.errors import DisconnectedError, UsageError
+from mqttquic_lab.errors import BrokerProfileWarning, DisconnectedError, UsageError
 from mqttquic_lab.quic.tickets import TicketStore, process_tickets
 from mqttquic_lab.session import AsyncSession, SessionOptions
 from mqttquic_lab.session.close_codes import with_name
@@ -181,9 +182,21 @@ async def test_close_codes(connect: Open, broker: BrokerServer) -> None:
     assert info.code_text == "application code 0x1 (control stream down, by EMQX's numbers)"
     assert info.sentence().endswith(": the control stream broke")
     assert "application code 0x1: the control stream broke" in (session.handshake.closed_with or "")
-    flows = with_name(info, "MQTT-next")
+    named = with_name(info, "mqtt", {1: "what the profile says"})
+    assert named is not None
+    assert named.name == "what the profile says"
+    flows = with_name(info, "MQTT-next", {})
     assert flows is not None
     assert "unknown connection code" in flows.code_text
+
+
+async def test_a_broker_that_is_known_to_take_no_early_data(connect: Open) -> None:
+    with pytest.warns(BrokerProfileWarning, match="accepts no 0-RTT data"):
+        await connect(early_data=True, tickets=TicketStore(), profile="rocketmq")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        await connect(early_data=True, tickets=TicketStore(), profile="emqx")
+        await connect(early_data=True, tickets=TicketStore())
 
 
 async def test_retry_is_shown(connect: Open) -> None:
