@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from mqttquic_lab.errors import LabError
     from mqttquic_lab.mqtt import Deliveries
+    from mqttquic_lab.mqtt.profiles import BrokerProfile
     from mqttquic_lab.net.stream import Connection
     from mqttquic_lab.quic.reasons import CloseInfo
     from mqttquic_lab.records.handshake import HandshakeReport
@@ -34,6 +35,7 @@ class SessionFacts:
     url: str
     client_id: str
     options: SessionOptions
+    profile: BrokerProfile
     has_been_connected: bool
     _connection: Connection
     _channel: PacketChannel
