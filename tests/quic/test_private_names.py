@@ -73,6 +73,10 @@ def test_every_private_name_exists(engines: Engines) -> None:
         ("_initialize", ["self", "peer_cid"]),
         ("_push_crypto_data", ["self"]),
         ("_idle_timeout", ["self"]),
+        ("_update_traffic_key", ["self", "direction", "epoch", "cipher_suite", "secret"]),
+        ("_alpn_handler", ["self", "alpn_protocol"]),
+        ("_log_key_updated", ["self", "key_type", "trigger"]),
+        ("_find_network_path", ["self", "addr"]),
         ("_write_stream_limits", ["self", "builder", "space", "stream"]),
         ("_write_connection_limits", ["self", "builder", "space"]),
         ("_on_max_stream_data_delivery", ["self", "delivery", "stream"]),
@@ -90,6 +94,7 @@ def test_overridden_methods_are_called(engines: Engines) -> None:
         "_initialize",
         "_push_crypto_data",
         "_idle_timeout",
+        "_find_network_path",
         "_write_stream_limits",
         "_write_connection_limits",
     ):
