@@ -15,21 +15,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from aioquic.quic import events
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
-from aioquic.tls import HandshakeType
 
 from mqttquic_lab.errors import DisconnectedError, LabError
-from mqttquic_lab.quic import private, private_paths
-from mqttquic_lab.quic import report as facts
+from mqttquic_lab.quic import private
+from mqttquic_lab.quic.chronicle import Chronicle
 from mqttquic_lab.quic.endpoint import plain_address
-from mqttquic_lab.quic.flights import message_name
 from mqttquic_lab.quic.movable import Movable
 from mqttquic_lab.quic.paths import Ends, Paths
 from mqttquic_lab.quic.pings import Pings
-from mqttquic_lab.quic.private_keys import handshake_data_waits, key_phase
 from mqttquic_lab.quic.reasons import CloseInfo, disconnected, short_reason
 from mqttquic_lab.quic.table import StreamTable
 from mqttquic_lab.quic.timers import DeadlineTimer, KeepAlive, WriteGatherer
-from mqttquic_lab.trace import CLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +33,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.net.stream import ByteStream, TransportName
     from mqttquic_lab.quic.endpoint import Datagrams, Endpoint, NetworkAddress
     from mqttquic_lab.quic.flights import FlightRecorder, Side
-    from mqttquic_lab.quic.private import Engine, TlsMessage
+    from mqttquic_lab.quic.private import Engine
     from mqttquic_lab.quic.stream import QuicStream
     from mqttquic_lab.quic.tracing import QuicTracer
     from mqttquic_lab.quic.tuning import Tuning
@@ -48,9 +44,6 @@ logger = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT = 1.0
 """Seconds that :meth:`QuicConnection.close` waits for acknowledgements."""
-
-MAX_TICKETS = 8
-"""Session tickets whose facts are kept in the report."""
 
 
 class QuicConnection(Movable):
@@ -96,21 +89,16 @@ class QuicConnection(Movable):
         self.role: Side = role
         self.trace = trace
         self.report = report
-        self._unfilled: Callable[[], None] | None = None
         self.close_info: CloseInfo | None = None
         self.engine = engine
         self.paths = Paths(engine, endpoint, trace, self._path_changed)
         self._tuning = tuning
         self._tuning_due = False
-        self._recorder = recorder
-        self._tracer = tracer
-        self._tap_on = tracer is not None
+        self._chronicle = Chronicle(self, recorder, tracer, on_limited)
         self._keep_alive = keep_alive
         self._on_established: Callable[[QuicConnection], None] | None = on_established
         self._on_finished = on_finished
         self._on_connection_id = on_connection_id
-        self._on_limited = on_limited
-        self._limited_at = 0
         self._loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[LabError | None] = self._loop.create_future()
         self._closing = False
@@ -118,7 +106,6 @@ class QuicConnection(Movable):
         self._begun = False
         self._broken = False
         self._handshake_complete = False
-        self._confirmed = False
 
         self._last_heard = self._loop.time()
         self._pings = Pings(self)
@@ -130,8 +117,6 @@ class QuicConnection(Movable):
         self._timer = DeadlineTimer(self._loop, engine.get_timer, self._deadline_passed)
         self._keep_alive_timer: KeepAlive | None = None
         self._table = StreamTable(self, engine)
-        engine.on_message = self._tls_message
-        engine.on_key_update = self._keys_updated
         super().__init__()
         self.control = self._table.control
 
@@ -182,25 +167,12 @@ class QuicConnection(Movable):
 
         Reading and building certificate chains takes milliseconds, which CONNECT should not have to wait for.
         """
-        self._unfilled = fill
+        self._chronicle.complete_later(fill)
 
     def refresh_report(self) -> HandshakeReport:
         """Bring :attr:`report` up to date and return it."""
-        report = self.report
-        if self._unfilled is not None:
-            fill, self._unfilled = self._unfilled, None
-            fill()
-        if not self.is_closed:
-            report.local_address = self.local_address
-            report.peer_address = self.peer_address
-        report.rtt = self.engine.rtt.info or report.rtt
-        report.key_phase = key_phase(self.engine) if not self.is_closed else report.key_phase
-        if self._tracer is not None:
-            self._tracer.flush()
-            report.flights = self._recorder.flights(self.started)
-            if self._recorder.frozen:
-                report.round_trips = self._recorder.round_trips()
-        return report
+        self._chronicle.refresh()
+        return self.report
 
     def mark(self, milestone: str, content: str | None = None, *, sender: Side | None = None) -> None:
         """Note a milestone of the layer above in the handshake report.
@@ -219,15 +191,7 @@ class QuicConnection(Movable):
             Whose content it is; default: ours.
         """
         super().mark(milestone)
-        if self._tracer is None:
-            return
-        self._tracer.flush()
-        if content is not None:
-            sender = sender or self.role
-            self._recorder.content(sender, content, sent_already=sender != self.role)
-        if milestone == "connack":
-            self._recorder.freeze()
-            self.refresh_report()
+        self._chronicle.mark(milestone, content, sender)
 
     # --- streams
 
@@ -295,7 +259,8 @@ class QuicConnection(Movable):
         """
         self.engine.early_data_offered = early_content is not None
         self.engine.connect(address, now=self._loop.time())
-        self._begin_report()
+        self._begun = True
+        self._chronicle.begun()
         if early_content is not None:
             self.first_words(early_content)
         self.transmit()
@@ -306,11 +271,6 @@ class QuicConnection(Movable):
         for name in content:
             self.mark("connect_sent", name)
 
-    def _begin_report(self) -> None:
-        self._begun = True
-        self.started = CLOCK()
-        self.report.timings["client_hello"] = 0.0
-
     def receive(self, data: bytes, address: NetworkAddress, now: float) -> None:
         """Take one datagram from the endpoint."""
         if self.closed.done():
@@ -318,7 +278,8 @@ class QuicConnection(Movable):
         self._last_heard = now
         self.datagrams_received += 1
         if not self._begun:
-            self._begin_report()
+            self._begun = True
+            self._chronicle.begun()
         try:
             self.engine.receive_datagram(data, address, now)
         except Exception as error:  # noqa: BLE001 - aioquic raises its own for what it foresees; peers find others
@@ -348,8 +309,7 @@ class QuicConnection(Movable):
         if endpoint.blocked:
             endpoint.when_writable(self)
             return
-        if self._tracer is not None and self._tap_on != self._tap_wanted:
-            self._switch_tap()
+        self._chronicle.switch_tap()
         now = self._loop.time()
         try:
             self._table.flush()
@@ -366,21 +326,10 @@ class QuicConnection(Movable):
                 self._deliver_events()  # new connection ids must be routed before the peer can use them
             if self._tuning_due:
                 self._apply_tuning()
-        if self._on_limited is not None and not self._handshake_complete:
-            self._look_at_limit()
+        if not self._handshake_complete:
+            self._chronicle.look_at_limit()
         self._table.forget_finished()
         self._timer.arm()
-
-    def _look_at_limit(self) -> None:
-        """Note that a server may send no more before its client shows that the address is its own."""
-        sums = private_paths.unvalidated_bytes(self.engine) if self.engine.get_peer_address() else None
-        if sums is None or sums[0] == self._limited_at or not handshake_data_waits(self.engine):
-            return
-        first = not self._limited_at
-        self._limited_at = sums[0]
-        self.trace.emit("quic", "amplification_limited", received=sums[0], sent=sums[1], limit=3 * sums[0])
-        if first and self._on_limited is not None:
-            self._on_limited(self)
 
     def _deliver_events(self) -> None:
         """Hand the engine's events to whom they concern; runs of data for one stream as one piece."""
@@ -413,9 +362,8 @@ class QuicConnection(Movable):
         # STOP_SENDING comes first in a packet, and does not void what the peer itself sent there: its DISCONNECT.
         for event in stops:
             self._handle_event(event)
-        if self._tracer is not None:
-            self._tracer.flush()
-        if not self._confirmed and private.handshake_confirmed(engine):
+        self._chronicle.flush()
+        if not self._chronicle.is_confirmed and private.handshake_confirmed(engine):
             self._handshake_is_confirmed()
 
     def _stream_data(self, stream_id: int, chunks: list[bytes], *, fin: bool) -> None:
@@ -446,39 +394,15 @@ class QuicConnection(Movable):
 
     # --- handshake
 
-    def _tls_message(self, message: TlsMessage) -> None:
-        self._recorder.message(message.sender, message.type, message.time)
-        self.trace.emit(
-            "tls",
-            "message",
-            direction="sent" if message.sender == self.role else "received",
-            message=message_name(message.type),
-            size=message.size,
-        )
-        if message.type == HandshakeType.SERVER_HELLO:
-            self.report.timings.setdefault("server_hello", message.time - self.started)
-
     def _handshake_is_complete(self, event: events.HandshakeCompleted) -> None:
         self._handshake_complete = True
-        report = self.report
-        report.timings["handshake_complete"] = CLOCK() - self.started
-        report.alpn = event.alpn_protocol
-        report.resumed = event.session_resumed
-        if event.early_data_accepted:
-            report.early_data = "accepted"
-        elif self.engine.early_data_offered:
-            report.early_data = "rejected"
-            self._recorder.void_early_data()
-        report.state = "connected"
-        report.idle_timeout = private.idle_timeout(self.engine)
-        facts.fill_handshake(report, self.engine)
+        self._chronicle.completed(event)
         self._tuning_due = True
         self._start_keep_alive()
         self._tell_established()
 
     def _handshake_is_confirmed(self) -> None:
-        self._confirmed = True
-        self.report.timings["handshake_confirmed"] = CLOCK() - self.started
+        self._chronicle.confirmed()
         if self.mover is not None:
             self.mover.confirmed()
 
@@ -497,20 +421,9 @@ class QuicConnection(Movable):
             limit = (remote.max_udp_payload_size if remote is not None else None) or 65_527
             private.set_datagram_size(self.engine, min(self._tuning.max_datagram_size, limit))
 
-    @property
-    def _tap_wanted(self) -> bool:
-        return self.trace.detail or not (self._confirmed and self._recorder.frozen)
-
-    def _switch_tap(self) -> None:
-        assert self._tracer is not None
-        self._tracer.flush()
-        self._tap_on = self._tap_wanted
-        private.set_logger(self.engine, self._tracer.tap if self._tap_on else None)
-
     def ticket_received(self, ticket: Any) -> None:
         """Note a session ticket (client side)."""
-        if len(self.report.tickets) < MAX_TICKETS:
-            self.report.tickets = (*self.report.tickets, facts.ticket_info(ticket))
+        self._chronicle.ticket_received(ticket)
 
     # --- time
 
@@ -562,15 +475,6 @@ class QuicConnection(Movable):
             The connection ended, or has ended.
         """
         return await self._pings.update_keys(timeout)
-
-    def _keys_updated(self, trigger: str) -> None:
-        self.report.key_updates += 1
-        self.trace.emit(
-            "quic",
-            "key_phase_updated",
-            by_peer=trigger == "remote_update",
-            count=self.report.key_updates,
-        )
 
     def _path_changed(self, old: Ends, new: Ends) -> None:
         if old.peer != new.peer:
@@ -658,8 +562,6 @@ class QuicConnection(Movable):
         """Release everything and tell everybody. Safe to repeat."""
         if self.closed.done():
             return
-        if self._tracer is not None:
-            self._tracer.flush()
         self.refresh_report()
         established = self._handshake_complete
         self.report.state = "closed" if established else "failed"

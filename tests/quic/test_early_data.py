@@ -279,7 +279,7 @@ async def test_a_hostile_path(identities: Identities) -> None:
         seen, store = Recorder(server), TicketStore()
         async with LossyRelay(server.listener.addresses[0], Ills(0.1, 0.2, 0.2, 0.05), seed=11) as relay:
             address = Address.of("quic", *relay.address)
-            for round_ in range(4):
+            for round_ in range(2):
                 seen.data.clear()
                 data = bytes([round_]) * 3000
                 options = {"tickets": store, "early_data": data, "address": address}

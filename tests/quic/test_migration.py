@@ -393,7 +393,7 @@ def address_of(server: Server) -> tuple[str, int]:
 async def test_before_the_handshake_is_confirmed(identities: Identities) -> None:
     async with relayed(identities, delay=0.05) as (client, _, inbox, relay):
         relay.blackhole = True  # HANDSHAKE_DONE is still under way, for twice the delay
-        if not client._confirmed:
+        if not private.handshake_confirmed(client.engine):
             with pytest.raises(MigrationError, match=r"not confirmed the handshake within 0\.2 s") as caught:
                 await client.migrate(timeout=0.2)
             assert caught.value.problem == "unconfirmed"
