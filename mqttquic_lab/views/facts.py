@@ -171,6 +171,7 @@ def rows(report: HandshakeReport, now: dt.datetime) -> list[tuple[str, str]]:
         ("certificate", certificate(report, now)),
         ("trust", trust(report)),
         ("RTT", rtt(report)),
+        ("QUIC", quic(report)),
         ("0-RTT next time", early_data_next_time(report)),
         ("MQTT", mqtt(report)),
         ("broker limits", limits(report)),
@@ -230,6 +231,20 @@ def rtt(report: HandshakeReport) -> str | None:
         f"{q.milliseconds(values.minimum)} min · {q.milliseconds(values.smoothed)} smoothed · "
         f"{q.milliseconds(values.variance)} var"
     )
+
+
+def quic(report: HandshakeReport) -> str | None:
+    """Return what is in use beside the version: congestion controller, idle timeout, key phase after key updates."""
+    parts = []
+    if report.congestion_control is not None:
+        parts.append(f"congestion control {report.congestion_control}")
+    if report.idle_timeout is not None:
+        parts.append(f"idle timeout {q.duration(report.idle_timeout)}")
+    if report.key_updates:
+        parts.append(f"key phase {report.key_phase}, {q.plural(report.key_updates, 'key update')}")
+    if report.closed_with is not None:
+        parts.append(report.closed_with)
+    return " · ".join(parts) or None
 
 
 def early_data_next_time(report: HandshakeReport) -> str | None:

@@ -173,6 +173,9 @@ def _agreed(report: HandshakeReport) -> Iterable[str]:
         yield f"Early data: {report.early_data}"
         yield f"Retry: {'yes' if report.retry else 'no'}"
         yield f"Version negotiation: {'yes' if report.version_negotiated else 'no'}"
+    in_use = facts.quic(report)
+    if in_use:
+        yield f"QUIC: {in_use}"
 
 
 def _tickets(report: HandshakeReport) -> Iterable[str]:
