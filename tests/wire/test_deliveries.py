@@ -447,3 +447,18 @@ def test_reprs_show_no_payload() -> None:
     assert "1234" not in shown
     assert "5678" not in shown
     assert "door/code" in shown
+
+
+def test_messages_before_the_limit_is_known_count() -> None:
+    """What went before CONNACK is not sent again, and uses up the Receive Maximum that CONNACK tells."""
+    deliveries = Deliveries(10)
+    early = [deliveries.send("t", b"", 1, token=number) for number in range(3)]
+    assert early == [1, 2, 3]
+    deliveries.begin(2)
+    assert (deliveries.quota, len(deliveries), deliveries.resent) == (0, 3, 0)
+    assert deliveries.send("t", b"later", 1) is None
+    assert deliveries.acknowledge(PubAck(1)).sendable == []
+    assert deliveries.acknowledge(PubAck(2)).sendable != []
+    assert deliveries.quota == 0
+    with pytest.raises(UsageError):
+        deliveries.begin(0)
