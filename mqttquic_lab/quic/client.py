@@ -421,12 +421,13 @@ class _Attempt:
 
     def timed_out(self, timeout: float) -> ConnectTimeoutError:
         """Return the error for an attempt that took too long."""
+        unknown = "; early data was sent, and may have been taken all the same" if self.committed else ""
         if self.answered:
             return ConnectTimeoutError(
                 f"{self.where} answered, but the handshake did not complete within {timeout:g} s: "
-                "packets get lost on the path, or the server is overloaded"
+                f"packets get lost on the path, or the server is overloaded{unknown}"
             )
         return ConnectTimeoutError(
             f"no answer from {self.where} over UDP within {timeout:g} s: wrong port, server down, or UDP blocked "
-            "on the path (mqtts:// uses TCP)"
+            f"on the path (mqtts:// uses TCP){unknown}"
         )
