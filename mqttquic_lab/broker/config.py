@@ -55,8 +55,10 @@ class BrokerConfig:
         connection resumes without early data.
     quic_version : {"v1", "v2"} or sequence of these, optional
         QUIC versions spoken; default both. Other clients get a Version Negotiation packet.
-    cipher_suites, groups : sequence of str, optional
-        TLS 1.3 cipher suites and key-exchange groups accepted over QUIC, most wanted first; default all.
+    cipher_suites : sequence of str, optional
+        TLS 1.3 cipher suites accepted over QUIC, most wanted first; default all.
+    groups : sequence of str, optional
+        Key-exchange groups accepted over QUIC; of those it is the client's order that decides. Default: the usual ones.
     congestion : str, optional
         Congestion controller over QUIC: ``"newreno"``, ``"cubic"``, or one that ``mq.register_congestion_control``
         added.

@@ -237,6 +237,34 @@ async def test_version_negotiation_voids_ticket_and_early_data(identities: Ident
             assert seen.data == b"hello"
 
 
+async def test_version_negotiation_and_then_a_retry(identities: Identities) -> None:
+    """The second beginning is kept by the third: the same ClientHello, and what was written arrives once."""
+    async with serving(identities, knobs=Knobs.of(quic_version="v2", server=True), retry=True) as server:
+        seen = Recorder(server)
+        async with connected(server, identities, early_data=b"hello" * 1000, **EARLY) as (client, _accepted):
+            await Inbox(client.control).read(5000)
+            assert bytes(seen.data) == b"hello" * 1000
+            report = client.refresh_report()
+            assert (report.quic_version, report.retry, report.version_negotiated) == ("QUIC v2", True, True)
+            assert [content[0] for _, _, content in ladder(client)][:5] == [
+                "ClientHello", "Version Negotiation", "ClientHello", "Retry", "ClientHello",
+            ]  # fmt: skip
+            hellos = [message.raw for message in client.engine.transcript if message.type == 1]
+            assert len(hellos) == 2
+            await settle(lambda: client.bytes_in_flight == 0)
+
+
+async def test_an_upgrade_after_a_retry(identities: Identities) -> None:
+    async with serving(identities, retry=True) as server:
+        seen = Recorder(server)
+        knobs = Knobs.of(quic_version="v1-to-v2")
+        async with connected(server, identities, early_data=b"hello", knobs=knobs) as (client, accepted):
+            await Inbox(client.control).read(5)
+            assert seen.data == b"hello"
+            assert client.report.retry
+            assert client.report.quic_version == accepted.report.quic_version == "QUIC v2"
+
+
 async def test_a_ticket_of_version_2(identities: Identities) -> None:
     knobs = Knobs.of(quic_version="v2")
     async with serving(identities, early_data=True) as server:
