@@ -14,6 +14,7 @@ from aioquic.quic.configuration import QuicConfiguration
 
 from mqttquic_lab.net.address import Address
 from mqttquic_lab.quic.client import open_quic
+from mqttquic_lab.quic.tickets import TicketStore
 from tests.helpers.quic import HANG, Inbox, echo, serving, settle
 
 if TYPE_CHECKING:
@@ -90,3 +91,56 @@ async def test_their_server(identities: Identities, retry: bool) -> None:
         assert client.report.retry is retry
         assert len(client.refresh_report().verified_chain) == 3
         await client.close(0, "done")
+
+
+class Tickets:
+    """Their server's store."""
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, Any] = {}
+        self.forgets = False
+
+    def add(self, ticket: Any) -> None:
+        self.known[ticket.ticket] = ticket
+
+    def pop(self, label: bytes) -> Any:
+        return None if self.forgets else self.known.pop(label, None)
+
+
+@pytest.mark.parametrize("retry", [False, True])
+async def test_early_data_to_their_server(identities: Identities, retry: bool) -> None:
+    theirs, store = Tickets(), TicketStore()
+    options = {"session_ticket_fetcher": theirs.pop, "session_ticket_handler": theirs.add, "retry": retry}
+    async with their_server(identities, **options) as port:
+        address = Address.of("quic", "127.0.0.1", port)
+        for expected in ("not offered", "accepted", "rejected"):
+            theirs.forgets = expected == "rejected"
+            client = await open_quic(address, trust=identities.trust, tickets=store, early_data=b"hello" * 1000)
+            assert await Inbox(client.control).read(5000) == b"hello" * 1000
+            assert (client.report.early_data, client.report.retry) == (expected, retry)
+            await settle(lambda client=client: bool(client.report.tickets))  # type: ignore[misc]
+            await client.close()
+
+
+@pytest.mark.parametrize("taken", [True, False])
+async def test_early_data_of_their_client(identities: Identities, taken: bool) -> None:
+    async with serving(identities, early_data=True) as server:
+        server.on_stream = echo
+        tickets: list[Any] = []
+        configuration = QuicConfiguration(
+            is_client=True, alpn_protocols=["mqtt"], cadata=identities.authority.pem, server_name="localhost"
+        )
+        where = ("127.0.0.1", server.listener.port)
+        async with connect(*where, configuration=configuration, session_ticket_handler=tickets.append) as client:
+            await settle(lambda: bool(tickets))
+        if not taken:
+            server.listener.admission.policy = "off"
+        configuration.session_ticket = tickets[0]
+        async with connect(*where, configuration=configuration, wait_connected=False) as client:
+            reader, writer = await client.create_stream()
+            writer.write(b"hello")
+            writer.write_eof()
+            async with asyncio.timeout(HANG):
+                assert await reader.read() == b"hello"
+        counters = server.listener.admission.counters
+        assert (counters.early_data_accepted, counters.early_data_rejected) == (taken, not taken)
