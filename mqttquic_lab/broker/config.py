@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mqttquic_lab.broker.quic_options import settle_quic_options
 from mqttquic_lab.errors import UnknownOptionError, UsageError
-from mqttquic_lab.mqtt.profiles import ProfileName, profile_named
+from mqttquic_lab.mqtt.profiles import DeliveryStrategy, ProfileName, profile_named
 
 if TYPE_CHECKING:
     from mqttquic_lab.quic.admission import Policy
@@ -42,6 +42,12 @@ class BrokerConfig:
     profile : {"generic", "emqx", "rocketmq", "mqttv5"}
         Whose rules for streams, limits and ends the broker follows; see :mod:`mqttquic_lab.mqtt.profiles`.
     tuning : {"realistic", "loopback"}
+    deliveries : {"subscribing-stream", "control-only", "per-topic", "per-publish"}, optional
+        Which streams messages to subscribers go out on. ``"subscribing-stream"``: the one that brought the SUBSCRIBE.
+        ``"per-topic"`` and ``"per-publish"``: the broker opens a stream for each topic, or each message, and begins it
+        with a flow header; for clients that speak MQTT-next (and with profile ``"mqttv5"`` all). What such a client
+        subscribes on a data flow of its own still comes there (MQoQ 9.1.2), and so does all else where it always did.
+        Default: that of the profile.
         Tuning of the QUIC listener; ``"loopback"`` only between our own client and broker on one machine.
     retry : bool, optional
         Whether QUIC clients must prove their address with a Retry, one round trip more (RFC 9000 section 8.1.2).
@@ -131,6 +137,7 @@ class BrokerConfig:
     early_data_window: float | str = 10.0
     quic_version: str | Sequence[str] | None = None
     cipher_suites: str | Sequence[str] | None = None
+    deliveries: DeliveryStrategy | None = None
     groups: str | Sequence[str] | None = None
     congestion: str | None = None
     idle_timeout: float | str | None = None
@@ -166,7 +173,12 @@ class BrokerConfig:
         self._need("topic_alias_maximum", 0 <= self.topic_alias_maximum <= 65535, "must be 0 to 65535")
         self._need("max_keepalive", 0 <= self.max_keepalive <= 65535, "must be 0 to 65535 seconds")
         self._need("connect_timeout", self.connect_timeout > 0, "must be more than 0 seconds")
-        profile_named(self.profile)
+        choices = profile_named(self.profile).deliveries
+        if self.deliveries is not None and self.deliveries not in choices:
+            raise UsageError(
+                f"deliveries={self.deliveries!r}: with profile={self.profile!r} it must be "
+                f"{' or '.join(map(repr, choices))}"
+            )
         self._need("tuning", self.tuning in ("realistic", "loopback"), 'must be "realistic" or "loopback"')
         for transport in DEFAULT_PORTS:
             port = getattr(self, f"{transport}_port")

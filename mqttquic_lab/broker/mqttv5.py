@@ -1,7 +1,7 @@
 """Streams as the mqttv5 broker serves them (profile ``mqttv5``), observed on mqttv5-cli 0.29.
 
 The client publishes and subscribes on unidirectional streams, with or without a flow header; every answer comes on the
-control stream. Deliveries come on bidirectional streams that the broker opens, one per topic, each with a header of
+control stream. Deliveries come on streams that the broker opens, one per topic or per message, each with a header of
 its own, whatever the ALPN. Packet identifiers and subscriptions are the session's.
 
 Of its flows only the headers are reproduced: a flow keeps no subscriptions of its own here.
@@ -9,16 +9,22 @@ Of its flows only the headers are reproduced: a flow keeps no subscriptions of i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from mqttquic_lab.broker.flows import HeaderReader
+from mqttquic_lab.broker.outbox import FULL
 from mqttquic_lab.broker.pipeline import ignore
-from mqttquic_lab.broker.streams import DataStream, Streams
+from mqttquic_lab.broker.streams import DataStream, Opens, Streams
+from mqttquic_lab.errors import LabError
 from mqttquic_lab.mqtt.flow_codes import ConnectionCode, FlowError, StreamCode
 from mqttquic_lab.mqtt.flow_header import FlowHeader, FlowType
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mqttquic_lab.broker.client import Client
+    from mqttquic_lab.broker.outbox import Outbox
     from mqttquic_lab.broker.server import BrokerServer
     from mqttquic_lab.errors import ProtocolError
     from mqttquic_lab.net.stream import ByteStream
@@ -58,11 +64,22 @@ class Mqttv5Stream(DataStream):
 class Mqttv5Streams(Streams):
     """The streams of one client of a broker with the profile ``mqttv5``, or of a client that is mqttv5's."""
 
+    CLOSE_CODES: ClassVar[Mapping[str, int]] = {
+        "silence": ConnectionCode.UNSPECIFIED,
+        "reset": ConnectionCode.UNSPECIFIED,
+        "protocol error": ConnectionCode.PROTOCOL_L0,
+    }
+
     def __init__(self, client: Client, server: BrokerServer) -> None:
         super().__init__(client, server)
         self._next_flow_id = FIRST_FLOW_ID
         self._known: set[int] = set()
         self._unread: dict[int, ByteStream] = {}
+        self._topics: OrderedDict[str, DataStream] = OrderedDict()
+        self._retired: deque[DataStream] = deque()
+        self._per_publish = PerPublish(self) if server.deliveries == "per-publish" else None
+        is_ours = server.deliveries in ("per-topic", "per-publish")
+        self.carry_deliveries = is_ours and client.connection.transport == "quic"
 
     def _serve(self, stream: ByteStream) -> None:
         number = stream.id or 0
@@ -120,6 +137,63 @@ class Mqttv5Streams(Streams):
             self._next_flow_id += 2
         return served
 
+    def left(self, stream: DataStream) -> None:
+        """Forget a stream that has ended."""
+        super().left(stream)
+        if stream in self._retired:
+            self._retired.remove(stream)
+        for topic, other in self._topics.items():
+            if other is stream:
+                del self._topics[topic]
+                break
+
+    # --- ours ---------------------------------------------------------------------------------------------------
+
+    def way(self, topic: str) -> Outbox:
+        """Return the outbox of a topic's own stream; the control stream's if the client lets us open no more."""
+        if self._per_publish is not None:
+            return cast("Outbox", self._per_publish)
+        served = self._topics.get(topic)
+        if served is not None:
+            self._topics.move_to_end(topic)
+            return served.outbox
+        if len(self._topics) >= self._profile.max_delivery_streams:
+            self.retire(self._topics.popitem(last=False)[1])
+        served = self.opened_for_delivery()
+        if served is None:
+            return self._client.outbox
+        self._topics[topic] = served
+        return served.outbox
+
+    def opened_for_delivery(self, *, unidirectional: bool = False) -> DataStream | None:
+        """Open a stream towards the client; None if it allows no more."""
+        try:
+            stream = cast("Opens", self._client.connection).open_stream(unidirectional=unidirectional)
+        except LabError:
+            return None
+        return self._add(stream)
+
+    def retire(self, served: DataStream) -> None:
+        """End a delivery stream; what the client still acknowledges on it is read."""
+        past, outbox = self.past, served.outbox
+        served.replies_elsewhere(self._client.outbox)
+        past.messages_out += outbox.messages_out
+        past.bytes_out += outbox.bytes_out
+        past.dropped += outbox.dropped
+        assert served.stream is not None
+        served.stream.end()
+        if (served.stream.id or 0) & 2:
+            served.close()  # nothing comes back on it
+            return
+        self._retired.append(served)
+        if len(self._retired) > self._profile.max_delivery_streams:
+            self._retired.popleft().abort()
+
+    @property
+    def control(self) -> Outbox:
+        """The control stream's outbox."""
+        return self._client.outbox
+
     def close(self) -> None:
         """End all of them with the client."""
         for stream in self._unread.values():
@@ -127,3 +201,49 @@ class Mqttv5Streams(Streams):
             stream.reset(0)
         self._unread.clear()
         super().close()
+
+
+class PerPublish:
+    """The way out with a stream per message: unidirectional at QoS 0, else bidirectional. Used like an outbox.
+
+    Goes over to the control stream while the client allows no more streams, or has too much to read already.
+    """
+
+    def __init__(self, streams: Mqttv5Streams) -> None:
+        self._streams = streams
+        self._leaving: deque[ByteStream] = deque()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._streams.control, name)
+
+    def _stream(self, *, unidirectional: bool) -> DataStream | None:
+        leaving = self._leaving
+        while leaving and not leaving[0].pending:
+            leaving.popleft()
+        if sum(stream.pending for stream in leaving) > FULL:
+            return None
+        served = self._streams.opened_for_delivery(unidirectional=unidirectional)
+        if served is not None:
+            assert served.stream is not None
+            leaving.append(served.stream)
+        return served
+
+    def push(self, packets: bytes, count: int) -> None:
+        """Send a QoS 0 message."""
+        served = self._stream(unidirectional=True)
+        if served is None:
+            self._streams.control.push(packets, count)
+            return
+        served.outbox.push(packets, count)
+        served.outbox.flush()
+        self._streams.retire(served)
+
+    def send(self, packet: bytes) -> None:
+        """Send a QoS 1 or 2 message."""
+        served = self._stream(unidirectional=False)
+        if served is None:
+            self._streams.control.send(packet)
+            return
+        served.outbox.send(packet)
+        served.outbox.flush()
+        self._streams.retire(served)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from mqttquic_lab.broker.router import Route
     from mqttquic_lab.broker.server import BrokerServer
-    from mqttquic_lab.broker.sessions import Session
+    from mqttquic_lab.broker.sessions import Outgoing, Session
     from mqttquic_lab.mqtt import Packet, Version
     from mqttquic_lab.net.stream import ByteStream
 
@@ -77,7 +77,7 @@ class Pipeline(Holdable):
     is_plain : bool
         Whether a QoS 0 message may be copied to :attr:`outbox` unseen.
     has_ways : bool
-        Whether messages go where :meth:`way` says instead of to :attr:`outbox`.
+        Whether messages go where :meth:`divert` and :meth:`way` say instead of to :attr:`outbox`.
     """
 
     def __init__(self, server: BrokerServer, version: Version | None) -> None:
@@ -342,7 +342,11 @@ class Pipeline(Holdable):
     # --- what others ask ----------------------------------------------------------------------------------------
 
     def way(self, topic: str) -> Outbox:
-        """Return where messages of a topic go out."""
+        """Return where messages of a topic go out that :meth:`divert` leaves."""
+    def divert(self, outgoing: Outgoing) -> bool:
+        """Hand a message to a flow of ours that has a session of its own; returns whether there is one."""
+        return False
+
         return self.outbox
 
     def takes(self, size: int, *, count: bool = True) -> bool:

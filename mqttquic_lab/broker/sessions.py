@@ -141,6 +141,13 @@ class Session:
     def deliver(self, message: Message, qos: int, retain: bool, identifiers: tuple[int, ...]) -> None:
         """Send a message to the client, now or (QoS 1 and 2) when it can take it."""
         client = self.client
+        if (
+            client is not None
+            and client.has_ways
+            and (qos == 0 or not self.queue)
+            and client.divert(Outgoing(message, qos, retain, identifiers))
+        ):
+            return
         if qos == 0:
             if client is not None:
                 packet = message.at_most_once(client.version, retain, identifiers, self._clock.time())
@@ -246,6 +253,8 @@ class Session:
                 break
             if outgoing.message.is_expired(now):
                 self._stats.expired += 1
+            elif client.has_ways and client.divert(outgoing):
+                pass
             elif not self._begin(client, outgoing, outbox):
                 break
             self._pop()
@@ -254,6 +263,21 @@ class Session:
                 batch = 0
                 outbox.flush()  # finds out whether the client keeps up
         self._note_queue()
+
+    def requeue(self, messages: Iterable[Outgoing]) -> None:
+        """Let messages wait that were on their way elsewhere, before those that wait already; oldest first."""
+        waiting = list(self.queue)
+        self.queue.clear()
+        for outgoing in waiting:
+            self.queued_bytes -= outgoing.message.size
+            self._backlog.count -= 1
+            self._backlog.nbytes -= outgoing.message.size
+        for outgoing in (*messages, *waiting):
+            self._enqueue(outgoing)
+
+    def take_queue(self) -> list[Outgoing]:
+        """Return what waits, and let go of it."""
+        return [self._pop() for _ in range(len(self.queue))]
 
     def give_up(self, deliveries: Iterable[Delivery]) -> None:
         """Count messages under way whose exchange will never end."""

@@ -1,4 +1,4 @@
-"""The streams of a client beside its control stream: data streams that it opened, and those that we opened for topics.
+"""The streams of a client beside its control stream.
 
 Which of them are served, and by which rules, stands in the broker's
 :class:`~mqttquic_lab.mqtt.profiles.BrokerProfile`. What all profiles have in common: data waits until CONNACK; an
@@ -8,20 +8,20 @@ are allowed; whoever breaks a rule on a data stream loses that stream, not the s
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mqttquic_lab.broker.pipeline import PINGRESP, Pipeline
-from mqttquic_lab.errors import LabError, ProtocolError
+from mqttquic_lab.errors import ProtocolError
 from mqttquic_lab.mqtt import PingReq, ReasonCode
 from mqttquic_lab.mqtt.state import ConnectionState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from mqttquic_lab.broker.client import Client
     from mqttquic_lab.broker.outbox import Outbox
     from mqttquic_lab.broker.server import BrokerServer
+    from mqttquic_lab.broker.sessions import Outgoing
     from mqttquic_lab.mqtt import Packet
     from mqttquic_lab.net.stream import ByteStream
 
@@ -50,7 +50,7 @@ class DataStream(Pipeline):
         self.state = ConnectionState.CONNECTED
         self.size_limit = client.size_limit
         self.is_plain = client.size_limit is None
-        self.can_answer = not (stream.id or 0) & 2
+        self.can_answer = (stream.id or 0) & 3 != 2
         """False on a unidirectional stream of the client's: acknowledgements go out on the control stream."""
         self.outbox = self.answers = self._make_outbox(stream) if self.can_answer else client.outbox
         if self.can_answer:
@@ -186,10 +186,20 @@ class Totals:
         self.early_messages = 0
 
 
-class _Opens(Protocol):
-    """A connection on which we can open streams."""
+class Opens(Protocol):
+    """A connection on which we can open streams; QUIC's."""
 
-    def open_stream(self, *, unidirectional: bool = False) -> ByteStream: ...
+    def open_stream(self, *, unidirectional: bool = False) -> ByteStream:
+        """Open a stream."""
+        ...
+
+    def stream_credit(self, *, unidirectional: bool = False) -> int:
+        """Return how many more the client allows now."""
+        ...
+
+    async def progress(self) -> None:
+        """Wait until something has arrived."""
+        ...
 
 
 class Streams:
@@ -198,10 +208,13 @@ class Streams:
     Attributes
     ----------
     carry_deliveries : bool
-        Whether messages for the client go out on streams that we open for their topics.
+        Whether messages for the client go out on streams that we open: :meth:`take` and :meth:`way` are asked then.
     past : Totals
         Counters of those that have ended.
     """
+
+    CLOSE_CODES: ClassVar[Mapping[str, int]] = {}
+    """Cause of the connection's end -> application error code of CONNECTION_CLOSE; 0 for all others."""
 
     def __init__(self, client: Client, server: BrokerServer) -> None:
         self._client = client
@@ -209,9 +222,7 @@ class Streams:
         self._profile = server.profile
         self._open: dict[int, DataStream] = {}
         self._early: list[ByteStream] = []
-        self._topics: OrderedDict[str, DataStream] = OrderedDict()
-        self._retired: deque[DataStream] = deque()
-        self.carry_deliveries = self._profile.delivery == "per-topic" and client.connection.transport == "quic"
+        self.carry_deliveries = False
         self.past = Totals()
 
     def __len__(self) -> int:
@@ -291,12 +302,6 @@ class Streams:
         """Forget a stream that has ended."""
         assert stream.stream is not None
         self._open.pop(stream.stream.id or 0, None)
-        if stream in self._retired:
-            self._retired.remove(stream)
-        for topic, other in self._topics.items():
-            if other is stream:
-                del self._topics[topic]
-                break
         past = self.past
         past.messages_in += stream.messages_in
         past.early_messages += stream.early_messages
@@ -316,31 +321,10 @@ class Streams:
 
     # --- ours ---------------------------------------------------------------------------------------------------
 
-    def way(self, topic: str) -> Outbox:
-        """Return the outbox of a topic's own stream; the control stream's if the client lets us open no more."""
-        served = self._topics.get(topic)
-        if served is not None:
-            self._topics.move_to_end(topic)
-            return served.outbox
-        if len(self._topics) >= self._profile.max_delivery_streams:
-            self._retire()
-        try:
-            stream = cast("_Opens", self._client.connection).open_stream()
-        except LabError:
-            return self._client.outbox
-        served = self._topics[topic] = self._add(stream)
-        return served.outbox
+    def take(self, outgoing: Outgoing) -> bool:
+        """Send a message on a flow of ours, which has a session of its own; returns False if it goes another way."""
+        return False
 
-    def _retire(self) -> None:
-        """End the least recently used delivery stream; what the client still acknowledges on it is read."""
-        _, served = self._topics.popitem(last=False)
-        past, outbox = self.past, served.outbox
-        served.replies_elsewhere(self._client.outbox)
-        past.messages_out += outbox.messages_out
-        past.bytes_out += outbox.bytes_out
-        past.dropped += outbox.dropped
-        assert served.stream is not None
-        served.stream.end()
-        self._retired.append(served)
-        if len(self._retired) > self._profile.max_delivery_streams:
-            self._retired.popleft().abort()
+    def way(self, topic: str) -> Outbox:
+        """Return where messages of a topic go out that :meth:`take` leaves."""
+        return self._client.outbox

@@ -32,11 +32,12 @@ Action = Literal[
 ]
 """Things that some broker refuses."""
 
-Delivery = Literal["subscribing-stream", "control-only", "per-topic"]
+DeliveryStrategy = Literal["subscribing-stream", "control-only", "per-topic", "per-publish"]
 """Where a message to a subscriber goes out.
 
 ``"subscribing-stream"``: on the stream that carried the SUBSCRIBE. ``"control-only"``: on the control stream.
-``"per-topic"``: on a bidirectional stream that the server opens for the topic and keeps.
+``"per-topic"``: on a bidirectional stream that the server opens for the topic and keeps. ``"per-publish"``: on a stream
+that the server opens for the message; unidirectional at QoS 0.
 """
 
 
@@ -64,10 +65,15 @@ class BrokerProfile:
     before_connect : {"hold", "close"}
         What data on a data stream means while the control stream has brought no CONNECT at all: it waits, or the
         connection is closed with code 0. Between CONNECT and CONNACK it always waits.
-    delivery : str
-        Where messages to subscribers go out; see :data:`Delivery`.
+    deliveries : tuple of str
+        Where messages to subscribers can go out; see :data:`DeliveryStrategy`. The first one unless
+        ``start_broker(deliveries=...)`` says another.
     max_delivery_streams : int
-        Server-opened streams kept per connection with ``delivery="per-topic"``; the least recently used one ends.
+        Server-opened streams per connection; the least recently used one of a topic ends.
+    max_inflight : int or None
+        QoS 1 and 2 messages sent to a client and not acknowledged, whatever its Receive Maximum; None: no such bound.
+    names_publisher : bool
+        Whether each delivery has a User Property ``x-mqtt-client-id`` with the publisher's client identifier.
     resets_keep_subscriptions : bool
         Whether a data stream that the client reset (RESET_STREAM, but not STOP_SENDING) still gets deliveries.
     control_end : {"connection", "stream"}
@@ -105,8 +111,10 @@ class BrokerProfile:
     refusal_code: int = 0
     state_per_stream: bool = True
     before_connect: Literal["hold", "close"] = "hold"
-    delivery: Delivery = "subscribing-stream"
+    deliveries: tuple[DeliveryStrategy, ...] = ("subscribing-stream",)
     max_delivery_streams: int = 64
+    max_inflight: int | None = None
+    names_publisher: bool = False
     resets_keep_subscriptions: bool = False
     control_end: Literal["connection", "stream"] = "connection"
     keepalive: Literal["any", "control"] = "any"
@@ -183,6 +191,7 @@ PROFILES: Final[Mapping[str, BrokerProfile]] = {
             "generic",
             "The embedded broker",
             unidirectional=True,
+            deliveries=("subscribing-stream", "per-topic", "per-publish"),
             flows=True,
             notes=("Our own and the most permissive: client bidirectional and unidirectional data streams.",),
             sources=("this project",),
@@ -229,8 +238,10 @@ PROFILES: Final[Mapping[str, BrokerProfile]] = {
             unidirectional=True,
             refusal_code=0xB5,
             state_per_stream=False,
-            delivery="per-topic",
+            deliveries=("per-topic", "control-only", "per-publish"),
             max_delivery_streams=100,
+            max_inflight=64,
+            names_publisher=True,
             max_streams_bidi=100,
             max_streams_uni=100,
             connection_window=1024 * 1024,
