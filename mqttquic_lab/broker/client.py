@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from mqttquic_lab.broker.clock import TimerHandle
     from mqttquic_lab.broker.outbox import Outbox
     from mqttquic_lab.broker.server import BrokerServer
-    from mqttquic_lab.errors import LabError
     from mqttquic_lab.broker.sessions import Outgoing
+    from mqttquic_lab.errors import LabError
     from mqttquic_lab.mqtt import Will
     from mqttquic_lab.net.stream import ByteStream, Connection
 
@@ -321,6 +321,10 @@ class Client(Pipeline):
 
     # --- what others ask ----------------------------------------------------------------------------------------
 
+    def divert(self, outgoing: Outgoing) -> bool:
+        """Hand a message to a flow that the broker opens; returns whether there is one."""
+        return self._streams.take(outgoing)
+
     def way(self, topic: str) -> Outbox:
         """Return where messages of a topic go out: a stream of the topic's own, if the broker opens such."""
         return self._streams.way(topic) if self.has_ways else self.outbox
@@ -375,7 +379,3 @@ class Client(Pipeline):
 def _as_text(reason: str) -> str:
     """Return `reason` as a reason string that can be sent."""
     return reason[:1000].encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
-    def divert(self, outgoing: Outgoing) -> bool:
-        """Hand a message to a flow that the broker opens; returns whether there is one."""
-        return self._streams.take(outgoing)
-

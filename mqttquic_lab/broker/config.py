@@ -41,13 +41,13 @@ class BrokerConfig:
         Names and addresses put into the certificate beside ``localhost``, ``127.0.0.1``, ``::1`` and `host`.
     profile : {"generic", "emqx", "rocketmq", "mqttv5"}
         Whose rules for streams, limits and ends the broker follows; see :mod:`mqttquic_lab.mqtt.profiles`.
-    tuning : {"realistic", "loopback"}
     deliveries : {"subscribing-stream", "control-only", "per-topic", "per-publish"}, optional
         Which streams messages to subscribers go out on. ``"subscribing-stream"``: the one that brought the SUBSCRIBE.
         ``"per-topic"`` and ``"per-publish"``: the broker opens a stream for each topic, or each message, and begins it
         with a flow header; for clients that speak MQTT-next (and with profile ``"mqttv5"`` all). What such a client
         subscribes on a data flow of its own still comes there (MQoQ 9.1.2), and so does all else where it always did.
         Default: that of the profile.
+    tuning : {"realistic", "loopback"}
         Tuning of the QUIC listener; ``"loopback"`` only between our own client and broker on one machine.
     retry : bool, optional
         Whether QUIC clients must prove their address with a Retry, one round trip more (RFC 9000 section 8.1.2).
@@ -131,13 +131,13 @@ class BrokerConfig:
     tcp_port: int | None = None
     server_names: tuple[str, ...] = ()
     profile: ProfileName = "generic"
+    deliveries: DeliveryStrategy | None = None
     tuning: Literal["realistic", "loopback"] = "realistic"
     retry: bool | None = None
     early_data: bool | Policy | None = None
     early_data_window: float | str = 10.0
     quic_version: str | Sequence[str] | None = None
     cipher_suites: str | Sequence[str] | None = None
-    deliveries: DeliveryStrategy | None = None
     groups: str | Sequence[str] | None = None
     congestion: str | None = None
     idle_timeout: float | str | None = None

@@ -341,12 +341,12 @@ class Pipeline(Holdable):
 
     # --- what others ask ----------------------------------------------------------------------------------------
 
-    def way(self, topic: str) -> Outbox:
-        """Return where messages of a topic go out that :meth:`divert` leaves."""
     def divert(self, outgoing: Outgoing) -> bool:
         """Hand a message to a flow of ours that has a session of its own; returns whether there is one."""
         return False
 
+    def way(self, topic: str) -> Outbox:
+        """Return where messages of a topic go out that :meth:`divert` leaves."""
         return self.outbox
 
     def takes(self, size: int, *, count: bool = True) -> bool:

@@ -67,8 +67,8 @@ class BrokerServer:
         self.clock: Clock
         self._given_clock = clock
         self.profile = profile_named(self.config.profile)
-        self.counters = BrokerStats()
         self.deliveries = self.config.deliveries or self.profile.deliveries[0]
+        self.counters = BrokerStats()
         """Running counters; :meth:`stats` returns them together with what is held now."""
         self.changes = 0
         """Counts what :meth:`next_change` waits for, so that nobody has to wait for what has happened already."""
