@@ -343,11 +343,15 @@ class Session:
         """
         self._caller.call(timeout, self._core.unsubscribe, core_of(what), timeout=timeout)
 
-    def open_stream(self, *, timeout: float | str | None = 10.0) -> Stream:
+    def open_stream(self, *, priority: int = 3, timeout: float | str | None = 10.0) -> Stream:
         """Open a data stream, to publish and subscribe on; QUIC only.
 
         Parameters
         ----------
+        priority : int
+            0 to 7, the urgency of what this session sends on it among all its streams (RFC 9218 section 4.1): data of
+            the smallest leaves first, and streams of the same, usually 3, take turns. Nothing of it goes over the wire:
+            it does not order the broker's deliveries.
         timeout : float, str or None
             Seconds to wait for credit that the broker owes for streams that have ended (RFC 9000 section 4.6).
 
@@ -359,7 +363,8 @@ class Session:
             See :meth:`mqttquic_lab.session.AsyncSession.open_stream`.
         """
         with called_from_here():
-            return Stream(self._caller.call(timeout, self._core.open_stream, timeout=timeout), self, self._caller)
+            core = self._caller.call(timeout, self._core.open_stream, priority=priority, timeout=timeout)
+        return Stream(core, self, self._caller)
 
     def ping(self, *, timeout: float | str | None = 10.0) -> float:
         """Send PINGREQ and return the seconds until the answer."""

@@ -93,10 +93,10 @@ class SessionAio:
         """See :meth:`Session.unsubscribe`."""
         await self._caller.hop(self._core.unsubscribe, core_of(what), timeout=timeout)
 
-    async def open_stream(self, *, timeout: float | str | None = 10.0) -> Stream:
+    async def open_stream(self, *, priority: int = 3, timeout: float | str | None = 10.0) -> Stream:
         """See :meth:`Session.open_stream`."""
         with called_from_here():
-            core = await self._caller.hop(self._core.open_stream, timeout=timeout)
+            core = await self._caller.hop(self._core.open_stream, priority=priority, timeout=timeout)
         return Stream(core, self._session, self._caller)
 
     async def ping(self, *, timeout: float | str | None = 10.0) -> float:

@@ -10,7 +10,7 @@ chunk would cost more than MQTT itself.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from mqttquic_lab.errors import UsageError
 from mqttquic_lab.trace import CLOCK
@@ -26,11 +26,29 @@ if TYPE_CHECKING:
 
 TransportName = Literal["quic", "tls", "tcp"]
 
+DEFAULT_URGENCY: Final = 3
+"""Of a stream that was given no priority (RFC 9218 section 4.1)."""
+MAX_URGENCY: Final = 7
+"""The last ones to be sent."""
+
 _BOUND: dict[str, str] = {
     "quic": "this connection does not move",
     "tls": "a TLS session lives on one TCP connection, and that is two addresses and two ports",
     "tcp": "a TCP connection is two addresses and two ports",
 }
+
+
+def check_urgency(urgency: object) -> int:
+    """Return `urgency` if it is one of RFC 9218 section 4.1.
+
+    Raises
+    ------
+    UsageError
+        It is not an integer from 0 to 7.
+    """
+    if isinstance(urgency, bool) or not isinstance(urgency, int) or not 0 <= urgency <= MAX_URGENCY:
+        raise UsageError(f"priority={urgency!r}: use an integer from 0 (sent first) to 7 (sent last), usually 3")
+    return urgency
 
 
 def _ignore(*_: object) -> None:
@@ -77,6 +95,17 @@ class ByteStream(ABC):
     @abstractmethod
     def pending(self) -> int:
         """Bytes written but not yet acknowledged (QUIC) or not yet taken by the kernel (TCP, TLS)."""
+
+    @property
+    def urgency(self) -> int:
+        """Which streams of the connection go before this one's data: those with a smaller number, 0 to 7."""
+        return DEFAULT_URGENCY
+
+    def prioritize(self, urgency: int) -> None:
+        """Set :attr:`urgency` (QUIC only): see :meth:`mqttquic_lab.quic.stream.QuicStream.prioritize`."""
+        raise UsageError(
+            f"{self.connection.transport.upper()} carries one stream, which has nothing to go before: use quic://"
+        )
 
     @abstractmethod
     async def drain(self) -> None:

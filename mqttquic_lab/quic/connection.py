@@ -17,7 +17,7 @@ from aioquic.quic import events
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 
 from mqttquic_lab.errors import DisconnectedError, LabError
-from mqttquic_lab.quic import private
+from mqttquic_lab.quic import private, private_streams
 from mqttquic_lab.quic.chronicle import Chronicle
 from mqttquic_lab.quic.endpoint import plain_address
 from mqttquic_lab.quic.movable import Movable
@@ -220,7 +220,7 @@ class QuicConnection(Movable):
 
     def stream_credit(self, *, unidirectional: bool = False) -> int:
         """How many more streams the peer lets us open now (RFC 9000 section 4.6)."""
-        return private.stream_credit(self.engine, unidirectional=unidirectional)
+        return private_streams.stream_credit(self.engine, unidirectional=unidirectional)
 
     @property
     def streams(self) -> tuple[QuicStream, ...]:

@@ -1,8 +1,8 @@
 """The only module that touches names which aioquic does not document.
 
 aioquic 1.7 gives a sans-IO QUIC engine, but many facts of a connection and a few necessary repairs can only be had
-through its private attributes. They all stand here (those of paths in ``private_paths.py``, those of keys in
-``private_keys.py``), each behind a small function or method with a plain name, and
+through its private attributes. They all stand here and in the modules beside it (paths in ``private_paths.py``, keys in
+``private_keys.py``, streams in ``private_streams.py``), each behind a small function or method with a plain name, and
 ``tests/quic/test_private_names.py`` fails as soon as a release renames one.
 
 :class:`Engine` is aioquic's connection with these changes:
@@ -18,7 +18,8 @@ through its private attributes. They all stand here (those of paths in ``private
   no broker asks;
 - a server may resume without accepting 0-RTT data, and decides that for each ticket;
 - a server may announce a preferred address, and ask its clients not to migrate;
-- an address that was validated by a Retry token counts as validated (RFC 9000 section 8.1.2).
+- an address that was validated by a Retry token counts as validated (RFC 9000 section 8.1.2);
+- only streams that have something to do are looked at, the urgent ones first (``private_streams.py``).
 """
 
 # ruff: noqa: SLF001 - reading private names is what this module is for
@@ -45,6 +46,7 @@ from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 
 from mqttquic_lab.quic.private_keys import early_data_decided
 from mqttquic_lab.quic.private_paths import PathAnnouncement, announce
+from mqttquic_lab.quic.private_streams import Schedule, Streams
 from mqttquic_lab.quic.rtt import RttEstimator
 from mqttquic_lab.quic.ticket_offer import TicketOffer, ticket_offer
 from mqttquic_lab.trace import CLOCK
@@ -133,7 +135,7 @@ class Engine(QuicConnection):
     transcript : list of TlsMessage
         The first :data:`MAX_TRANSCRIPT` TLS messages of both directions.
     held : dict of int to int
-        Stream id -> bytes that arrived but which its paused reader has not taken.
+        Stream id -> bytes that arrived but which its paused reader has not taken; changed by :meth:`hold`.
     consumed : int
         Bytes of all streams that readers have taken or that never will be (after a reset).
     rtt : RttEstimator
@@ -148,6 +150,8 @@ class Engine(QuicConnection):
         Told of each key update (RFC 9001 section 6): ``"local_update"`` or ``"remote_update"``.
     first_version : int or None
         Version of the client's first packet.
+    schedule : Schedule
+        The order in which streams fill packets.
     """
 
     def __init__(
@@ -180,6 +184,8 @@ class Engine(QuicConnection):
         self.announcement = announcement
         self.preferred: QuicPreferredAddress | None = None
         super().__init__(configuration=configuration, **options)
+        self._streams: Streams = Streams()
+        self.schedule = Schedule(self._streams)
         self._measure_rtt()
 
     def _measure_rtt(self) -> None:
@@ -315,11 +321,43 @@ class Engine(QuicConnection):
             self._remote_max_idle_timeout = None
         return super()._idle_timeout()
 
+    # --- the order of streams
+
+    @property  # type: ignore[override]
+    def _streams_queue(self) -> Schedule:
+        return self.schedule
+
+    @_streams_queue.setter
+    def _streams_queue(self, order: object) -> None:
+        """Keep the schedule's own order."""
+
+    def _write_stream_frame(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream, max_offset: int
+    ) -> int:
+        room = builder.remaining_buffer_space
+        used = super()._write_stream_frame(builder, space, stream, max_offset)
+        self.schedule.frame_written(builder, room)
+        return used
+
     # --- flow control (RFC 9000 section 4)
+
+    def hold(self, stream_id: int, size: int) -> None:
+        """Note how many bytes wait for a stream's reader: so many less may be sent."""
+        if size:
+            self.held[stream_id] = size
+        else:
+            self.held.pop(stream_id, None)
+        self.schedule.received(stream_id)
+
+    def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
+        super()._on_max_stream_data_delivery(delivery, stream)
+        if delivery is not QuicDeliveryState.ACKED:
+            self.schedule.received(stream.stream_id or 0)
 
     def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
         receiver = stream.receiver
         if receiver.is_finished:
+            self._streams.limits_due.pop(stream.stream_id or 0, None)
             return
         window = self.stream_window
         limit = receiver.starting_offset() + window
@@ -344,6 +382,7 @@ class Engine(QuicConnection):
                         maximum=stream.max_stream_data_local, stream_id=stream.stream_id or 0
                     )
                 )
+        self._streams.limits_due.pop(stream.stream_id or 0, None)
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         granted = self._local_max_data
@@ -487,53 +526,6 @@ def idle_timeout(engine: Engine) -> float:
     return min(local, remote) if remote else local
 
 
-def stream_credit(engine: Engine, *, unidirectional: bool = False) -> int:
-    """Return how many more streams the peer lets us open now (RFC 9000 section 4.6)."""
-    if unidirectional:
-        return engine._remote_max_streams_uni - engine._local_next_stream_id_uni // 4
-    return engine._remote_max_streams_bidi - engine._local_next_stream_id_bidi // 4
-
-
-# --- streams
-
-
-def unacknowledged(engine: Engine, stream_id: int) -> int:
-    """Return the bytes given to the engine for this stream which the peer has not acknowledged."""
-    stream = engine._streams.get(stream_id)
-    if stream is None or stream.sender._reset_error_code is not None:
-        return 0
-    return stream.sender._buffer_stop - stream.sender._buffer_start
-
-
-def unacknowledged_total(engine: Engine) -> int:
-    """Return the bytes of all streams which the peer has not acknowledged."""
-    return sum(unacknowledged(engine, stream_id) for stream_id in tuple(engine._streams))
-
-
-def undelivered(engine: Engine, stream_id: int) -> int:
-    """Return the bytes that count against flow control but will never be delivered, after a reset."""
-    stream = engine._streams.get(stream_id)
-    if stream is None:
-        return 0
-    return stream.receiver.highest_offset - stream.receiver.starting_offset()
-
-
-def stream_exists(engine: Engine, stream_id: int) -> bool:
-    """Whether the stream is open, or finished but not yet forgotten."""
-    return stream_id in engine._streams
-
-
-def can_send(engine: Engine, stream_id: int) -> bool:
-    """Whether data can still be written to the stream: no FIN was, and neither side has reset it."""
-    stream = engine._streams.get(stream_id)
-    return (
-        stream is not None
-        and not stream.sender.is_finished
-        and stream.sender._buffer_fin is None
-        and stream.sender._reset_error_code is None
-    )
-
-
 # --- knobs
 
 
@@ -547,15 +539,6 @@ def set_datagram_size(engine: Engine, size: int) -> None:
     """Send datagrams of up to `size` bytes from now on. Not before the handshake: Initial packets are padded to it."""
     engine._max_datagram_size = size
     engine._loss._pacer._max_datagram_size = size
-
-
-def limit_streams(engine: Engine, bidirectional: int, unidirectional: int) -> None:
-    """Let the peer have so many streams open at a time; only before the handshake announces it."""
-    for limit, value in (
-        (engine._local_max_streams_bidi, bidirectional),
-        (engine._local_max_streams_uni, unidirectional),
-    ):
-        limit.value = limit.sent = value
 
 
 def stop_pacing(engine: Engine) -> None:

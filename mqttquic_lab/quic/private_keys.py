@@ -32,8 +32,8 @@ def early_data_decided(engine: Engine, *, accepted: bool) -> None:
                 handler(QuicDeliveryState.LOST, *arguments)
         if engine._cryptos[tls.Epoch.ZERO_RTT].send.is_valid():
             engine._cryptos[tls.Epoch.ZERO_RTT].send.teardown()
-    for stream in engine._streams.values():
-        one_way = stream.stream_id is not None and stream.stream_id & 2
+    for stream_id, stream in engine._streams.items():
+        one_way = stream_id & 2
         limit = engine._remote_max_stream_data_uni if one_way else engine._remote_max_stream_data_bidi_remote
         stream.max_stream_data_remote = max(stream.max_stream_data_remote, limit) if accepted else limit
 

@@ -26,7 +26,7 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from mqttquic_lab.errors import UsageError
 from mqttquic_lab.net.address import host_port
 from mqttquic_lab.net.stream import Listener
-from mqttquic_lab.quic import applied, private
+from mqttquic_lab.quic import applied, private, private_streams
 from mqttquic_lab.quic.admission import WINDOW, Admission, early_data_policy
 from mqttquic_lab.quic.binding import bind_udp
 from mqttquic_lab.quic.connection import QuicConnection
@@ -442,7 +442,7 @@ class QuicListener(Listener):
             session_ticket_fetcher=take_ticket if self.admission.capacity else None,
             session_ticket_handler=keep_ticket if self.admission.capacity else None,
         )
-        private.limit_streams(engine, self._limits.max_streams_bidi, self._limits.max_streams_uni)
+        private_streams.limit_streams(engine, self._limits.max_streams_bidi, self._limits.max_streams_uni)
         connection = QuicConnection(
             engine,
             endpoint,

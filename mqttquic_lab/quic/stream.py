@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from mqttquic_lab.errors import DisconnectedError, UsageError
-from mqttquic_lab.net.stream import ByteStream, _ignore
+from mqttquic_lab.net.stream import DEFAULT_URGENCY, ByteStream, _ignore, check_urgency
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +58,7 @@ class QuicStream(ByteStream):
         self._fin = False
         self._fin_sent = False
         self._discarding = False
+        self._urgency = DEFAULT_URGENCY
         self.id = stream_id
         self.connection = connection
         self._table = table
@@ -131,6 +132,34 @@ class QuicStream(ByteStream):
     def pending(self) -> int:
         """Bytes written and not yet acknowledged by the peer."""
         return self._queued + self._table.unacknowledged(self.id)
+
+    @property
+    def urgency(self) -> int:
+        """Whose data goes before this stream's: that of streams with a smaller number; see :meth:`prioritize`."""
+        return self._urgency
+
+    def prioritize(self, urgency: int) -> None:
+        """Let this stream's data leave before, or after, that of others (RFC 9218 sections 4.1 and 10).
+
+        Streams of the smallest urgency that have something to send fill the next packet; those of one urgency take
+        turns, a packet's worth each. So that nobody waits for ever, streams that were passed over in 32 packets running
+        get the next one. Data that was lost goes with its stream's other data.
+
+        This is the order in which this side sends. The peer is not told: MQTT has nothing to tell it with, and orders
+        its own packets as it likes.
+
+        Parameters
+        ----------
+        urgency : int
+            0 (first) to 7 (last); a stream that was never told has 3.
+
+        Raises
+        ------
+        UsageError
+            Not such a number.
+        """
+        self._urgency = check_urgency(urgency)
+        self._table.set_urgency(self.id, urgency)
 
     async def drain(self) -> None:
         """Wait until :attr:`pending` is at most :data:`HIGH_WATER`; raises the close reason if the end came first."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mqttquic_lab.errors import UsageError
 from mqttquic_lab.net.stream import _ignore
-from mqttquic_lab.quic import private
+from mqttquic_lab.quic import private_streams
 from mqttquic_lab.quic.stream import QuicStream
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class StreamTable:
         engine = self._engine
         if self._client and not unidirectional and engine.get_next_available_stream_id() == 0:
             engine.send_stream_data(0, b"")  # the control stream's
-        if limited and private.stream_credit(engine, unidirectional=unidirectional) <= 0:
+        if limited and private_streams.stream_credit(engine, unidirectional=unidirectional) <= 0:
             raise UsageError("the peer lets us open no more streams now: close some first, or share one")
         stream_id = engine.get_next_available_stream_id(is_unidirectional=unidirectional)
         engine.send_stream_data(stream_id, b"")  # reserves the id, sends nothing
@@ -125,20 +125,25 @@ class StreamTable:
         self._dirty = waiting
 
     def _sendable(self, stream: QuicStream) -> bool:
-        if private.can_send(self._engine, stream.id):
+        if private_streams.can_send(self._engine, stream.id):
             return True
         # The client's control stream comes into being with its first bytes.
         return stream is self.control and self._client and self._engine.get_next_available_stream_id() == 0
 
+    def set_urgency(self, stream_id: int, urgency: int) -> None:
+        """Set the urgency of a stream that is not over."""
+        if stream_id in self._streams:
+            self._engine.schedule.set_urgency(stream_id, urgency)
+
     def unacknowledged(self, stream_id: int) -> int:
         """Bytes of a stream that the engine has and the peer has not acknowledged."""
-        return 0 if self._connection.is_closed else private.unacknowledged(self._engine, stream_id)
+        return 0 if self._connection.is_closed else private_streams.unacknowledged(self._engine, stream_id)
 
     @property
     def pending(self) -> int:
         """Bytes of all streams that were written and not acknowledged."""
         unsent = sum(stream.unsent for stream in self._dirty if stream.opened)
-        return unsent + private.unacknowledged_total(self._engine)
+        return unsent + private_streams.unacknowledged_total(self._engine)
 
     # --- receiving
 
@@ -151,16 +156,13 @@ class StreamTable:
 
     def holding(self, stream: QuicStream) -> None:
         """Note how many bytes wait in a stream."""
-        if stream.held:
-            self._engine.held[stream.id] = stream.held
-        else:
-            self._engine.held.pop(stream.id, None)
+        self._engine.hold(stream.id, stream.held)
 
     def was_reset(self, stream_id: int, error_code: int) -> None:
         """Take RESET_STREAM."""
         stream = self.of(stream_id)
         # What will never be delivered counts as read, else the connection's window would run dry.
-        self._engine.consumed += private.undelivered(self._engine, stream_id)
+        self._engine.consumed += private_streams.undelivered(self._engine, stream_id)
         stream.was_reset(error_code)
         self.note_finished(stream)
 
@@ -179,7 +181,7 @@ class StreamTable:
         self._dirty.pop(stream, None)
         self.note_finished(stream)
         engine = self._engine
-        if stream.opened and private.stream_exists(engine, stream.id):
+        if stream.opened and private_streams.stream_exists(engine, stream.id):
             if stream.sends:
                 engine.reset_stream(stream.id, error_code)
             if stream.readable:
@@ -197,11 +199,11 @@ class StreamTable:
             return
         remaining = []
         for stream in self._ended:
-            if private.stream_exists(self._engine, stream.id):
+            if private_streams.stream_exists(self._engine, stream.id):
                 remaining.append(stream)
             else:
                 self._streams.pop(stream.id, None)
-                self._engine.held.pop(stream.id, None)
+                self._engine.hold(stream.id, 0)
         self._ended = remaining
 
     def connection_over(self) -> None:

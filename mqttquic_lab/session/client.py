@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from mqttquic_lab.errors import OperationTimeoutError, UsageError
+from mqttquic_lab.net.stream import DEFAULT_URGENCY, check_urgency
 from mqttquic_lab.records.handshake import HandshakeReport
 from mqttquic_lab.records.log import MessageLog
 from mqttquic_lab.session.connecting import checked_connect, deadline_of, open_transport
@@ -310,11 +311,16 @@ class AsyncSession(SessionLifecycle):
 
     # Streams
 
-    async def open_stream(self, *, timeout: float | str | None = 10.0) -> AsyncStream:
+    async def open_stream(self, *, priority: int = DEFAULT_URGENCY, timeout: float | str | None = 10.0) -> AsyncStream:
         """Open a data stream, to publish and subscribe on; QUIC only.
 
         Parameters
         ----------
+        priority : int
+            0 to 7, the urgency of what this session sends on it among all its streams (RFC 9218 section 4.1): data of
+            the smallest leaves first, streams of the same take turns, and the control stream and every other have 3. It
+            is the order in which this side sends, and nothing of it goes over the wire: the broker orders its
+            deliveries as it likes. Streams that waited for 32 packets get the next one, however urgent the others are.
         timeout : float, str or None
             Seconds to wait for credit that the broker owes for streams that have ended (RFC 9000 section 4.6).
 
@@ -323,24 +329,28 @@ class AsyncSession(SessionLifecycle):
         StreamLimitError
             The broker allows no more streams at a time.
         UsageError
-            The transport is TCP or TLS, which carry one stream.
+            The transport is TCP or TLS, which carry one stream, or `priority` is not such a number.
         OperationTimeoutError
             The credit did not come in time.
         DisconnectedError
             The session is closed.
         """
         seconds = check_timeout(timeout)
+        check_urgency(priority)
         if self._state != "connected":
             raise self._channel.gone("cannot open a stream")
         one_way = self._streams.context.is_one_way
         self._advise(self._streams.action)
         try:
             async with asyncio.timeout(seconds):
-                return await self._streams.open("explicit", unidirectional=one_way)
+                stream = await self._streams.open("explicit", unidirectional=one_way)
         except TimeoutError:
             raise OperationTimeoutError(
                 f"no stream became free within {seconds:g} s: {self._streams.limit_reached(unidirectional=one_way)}"
             ) from None
+        if priority != DEFAULT_URGENCY:
+            stream.channel.stream.prioritize(priority)
+        return stream
 
     async def unsubscribe_on(
         self, stream: AsyncStream, what: AsyncFeed | str | Iterable[str], timeout: float | None

@@ -173,6 +173,7 @@ class AsyncStream:
             bytes_in=channel.bytes_in,
             bytes_out=channel.bytes_out,
             in_flight=len(channel.riders) if self._is_shared else len(self.deliveries),
+            priority=channel.stream.urgency,
         )
 
     # Verbs

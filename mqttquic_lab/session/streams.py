@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from mqttquic_lab.errors import DisconnectedError, StreamLimitError, UsageError
+from mqttquic_lab.net.stream import DEFAULT_URGENCY
 from mqttquic_lab.session.mapping import MappedPublisher
 from mqttquic_lab.session.stream import AsyncStream
 
@@ -67,6 +68,8 @@ class StreamInfo:
     """MQTT bytes sent."""
     in_flight: int
     """Our QoS 1 and 2 messages that are not acknowledged."""
+    priority: int = DEFAULT_URGENCY
+    """Urgency of what we send on it: 0 leaves first, 7 last (RFC 9218 section 4.1)."""
 
 
 class MultiStreamConnection(Protocol):

@@ -18,7 +18,7 @@ from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.logger import QuicLogger
 from aioquic.quic.packet import QuicErrorCode
 
-from mqttquic_lab.quic import private
+from mqttquic_lab.quic import private, private_streams
 from mqttquic_lab.quic.private import Engine
 from tests.helpers.engines import CLIENT, Engines
 
@@ -149,36 +149,36 @@ def test_facts_before_anything_happened(identities: Identities) -> None:
 
 def test_streams(engines: Engines) -> None:
     client, server = engines.client, engines.server
-    assert private.stream_credit(client) == 128
+    assert private_streams.stream_credit(client) == 128
     client.send_stream_data(0, b"x" * 1000)
-    assert private.stream_credit(client) == 127
-    assert private.stream_credit(client, unidirectional=True) == 128
-    assert private.unacknowledged(client, 0) == private.unacknowledged_total(client) == 1000
-    assert private.can_send(client, 0)
+    assert private_streams.stream_credit(client) == 127
+    assert private_streams.stream_credit(client, unidirectional=True) == 128
+    assert private_streams.unacknowledged(client, 0) == private_streams.unacknowledged_total(client) == 1000
+    assert private_streams.can_send(client, 0)
     engines.deliver()
-    assert private.unacknowledged(client, 0) == 0
+    assert private_streams.unacknowledged(client, 0) == 0
     assert private.bytes_in_flight(client) == 0
     client.send_stream_data(0, b"", end_stream=True)
-    assert not private.can_send(client, 0)
+    assert not private_streams.can_send(client, 0)
     client.send_stream_data(4, b"y" * 500)
     engines.deliver()
     client.reset_stream(4, 1)
-    assert not private.can_send(client, 4)
-    assert private.unacknowledged(client, 4) == 0
-    assert private.stream_exists(server, 4)
+    assert not private_streams.can_send(client, 4)
+    assert private_streams.unacknowledged(client, 4) == 0
+    assert private_streams.stream_exists(server, 4)
     server.send_stream_data(0, b"", end_stream=True)
     engines.deliver()
     server.send_ping(1)
     client.send_ping(1)
     engines.deliver()
-    assert not private.stream_exists(client, 0)
-    assert not private.can_send(client, 0)
+    assert not private_streams.stream_exists(client, 0)
+    assert not private_streams.can_send(client, 0)
 
 
 def test_credit_follows_what_was_taken(engines: Engines) -> None:
     """A window of 100 kB: without reading nothing more comes, with reading everything."""
     client, server = engines.client, engines.server
-    server.held[0] = 0
+    server.hold(0, 0)
     client.send_stream_data(0, bytes(350_000))
     engines.deliver(100)
     received = sum(len(event.data) for event in engines.events(server) if hasattr(event, "data"))
@@ -188,10 +188,10 @@ def test_credit_follows_what_was_taken(engines: Engines) -> None:
     for _ in range(100):
         engines.deliver(1)
         stream = server._streams.get(4)
-        server.held[4] = stream.receiver.starting_offset() if stream else 0
+        server.hold(4, stream.receiver.starting_offset() if stream else 0)
     assert server.held[4] == 100_000
-    assert private.undelivered(server, 4) == 0
-    del server.held[4]
+    assert private_streams.undelivered(server, 4) == 0
+    server.hold(4, 0)
     server.send_ping(7)
     engines.deliver(100)
     assert server._streams[4].receiver.starting_offset() == 350_000

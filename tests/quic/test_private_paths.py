@@ -12,7 +12,7 @@ import pytest
 from aioquic.quic.connection import QuicConnection, QuicNetworkPath
 from aioquic.quic.logger import QuicLogger
 
-from mqttquic_lab.quic import private, private_paths
+from mqttquic_lab.quic import private, private_paths, private_streams
 from mqttquic_lab.quic.private import Engine
 from mqttquic_lab.quic.private_paths import PathAnnouncement
 from tests.helpers.engines import CLIENT, SERVER, Engines
@@ -156,7 +156,7 @@ def test_a_new_path_begins_anew(engines: Engines) -> None:
     measured = engines.client.rtt.info
     assert measured is not None
     assert measured.latest < 0.1
-    assert private.unacknowledged(client, 0) == 0
+    assert private_streams.unacknowledged(client, 0) == 0
     received = sum(len(event.data) for event in engines.events(server) if hasattr(event, "data"))
     assert received == 160_000
 

@@ -308,6 +308,24 @@ async def test_other_transports_carry_one_stream(transport: Any) -> None:
         assert [(info.id, info.kind, info.messages_out) for info in session.streams] == [(None, "control", 1)]
 
 
+@pytest.mark.parametrize("priority", [-1, 8, True, 2.0, "urgent", None])
+async def test_a_priority_is_an_urgency(priority: Any) -> None:
+    async with scripted_streams() as (session, _):
+        with pytest.raises(UsageError, match=r"priority=.*use an integer from 0 \(sent first\) to 7"):
+            await session.open_stream(priority=priority)
+
+
+@pytest.mark.parametrize("transport", ["tls", "tcp"])
+async def test_there_is_nothing_to_go_before_on_other_transports(transport: Any) -> None:
+    async with scripted(transport=transport) as (session, _):
+        with pytest.raises(UsageError, match="carries one stream only"):
+            await session.open_stream(priority=0)
+        stream = session._streams.context.control.stream
+        assert stream.urgency == 3
+        with pytest.raises(UsageError, match="carries one stream, which has nothing to go before"):
+            stream.prioritize(0)
+
+
 async def test_streams_of_others_are_refused() -> None:
     async with scripted_streams() as (session, broker), scripted_streams() as (other, other_broker):
         stream, _ = await opened(other, other_broker)

@@ -155,3 +155,35 @@ async def test_after_a_reconnect_streams_begin_anew(streams: str) -> None:
         await again.publish("a", "3", qos=1)
         await hang(on_control.wait(3))
         assert [bytes(payload) for payload in on_control.df["payload"]] == [b"1", b"2", b"3"]
+
+
+# Priorities
+
+
+async def test_urgent_messages_overtake_bulk_on_a_slow_link() -> None:
+    """Compared at the broker: how many of the bulk's messages arrive between an alarm's publication and the alarm."""
+    places: dict[bool, int] = {}
+    for urgent in (False, True):
+        async with (
+            broker_like("generic") as broker,
+            LossyRelay(("127.0.0.1", int(broker.urls["quic"].rpartition(":")[2])), delay=0.02) as relay,
+            session_at(f"quic://127.0.0.1:{relay.address[1]}", broker, server_name="localhost") as publisher,
+            session_at(broker.urls["quic"], broker) as subscriber,
+        ):
+            order: list[str] = []
+            subscriber.on_message = lambda message, order=order: order.append(message.topic)
+            feed = await subscriber.subscribe("#", qos=0)
+            bulk = await publisher.open_stream(priority=7)
+            alarms = await publisher.open_stream(priority=0 if urgent else 7)
+            assert [info.priority for info in publisher.streams] == [3, 7, 0 if urgent else 7]
+            async with asyncio.TaskGroup() as group:
+                group.create_task(bulk.publish_many(("bulk", bytes(1000)) for _ in range(600)))
+                await feed.wait(20, timeout=30)  # the path is full
+                begun = len(order)
+                await alarms.publish_many(("alarm", bytes(1000)) for _ in range(100))
+                await feed.wait(700, timeout=30)
+        last_alarm = max(place for place, topic in enumerate(order) if topic == "alarm")
+        places[urgent] = order[begun:last_alarm].count("bulk")
+    # In turns a message of the bulk goes with each alarm; else what was in flight, and now and then one.
+    assert places[False] > 80
+    assert places[True] < places[False] / 2
