@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mqttquic_lab.errors import (
         AlpnError,
+        AuthenticationError,
         BlockingCallError,
         BrokerProfileWarning,
         CertificateError,
@@ -66,6 +67,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlpnError",
+    "AuthenticationError",
     "BlockingCallError",
     "Broker",
     "BrokerProfileWarning",
