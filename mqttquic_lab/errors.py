@@ -26,6 +26,10 @@ class PortInUseError(UsageError):
     """Another program (or an earlier listener) has this port."""
 
 
+class StoreError(UsageError):
+    """A file cannot be used as a broker's store: foreign, damaged, of a later version, or in use by another broker."""
+
+
 class UnknownOptionError(UsageError, TypeError):
     """A keyword this verb does not have; the message suggests the nearest one it has."""
 
@@ -107,6 +111,14 @@ class HandshakeError(ConnectError):
 
 class ConnectRefusedError(ConnectError):
     """The broker answered CONNECT with a failure code (MQTT 5.0 section 3.2.2.2)."""
+
+
+class AuthenticationError(ConnectError):
+    """Enhanced authentication (MQTT 5.0 section 4.12) failed at this end.
+
+    The server did not show that it is the one meant, or broke a rule of the method. What the server refuses is a
+    :class:`ConnectRefusedError`.
+    """
 
 
 class DisconnectedError(ReasonedError, ConnectionError):

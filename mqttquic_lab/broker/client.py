@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mqttquic_lab.broker.authenticating import Authentication
 from mqttquic_lab.broker.connecting import (
     RECEIVE_MAXIMUM,
     authenticate,
@@ -22,21 +23,21 @@ from mqttquic_lab.broker.pipeline import PINGRESP, Pipeline
 from mqttquic_lab.broker.status import ClientInfo
 from mqttquic_lab.broker.streams import Streams
 from mqttquic_lab.errors import ProtocolError
-from mqttquic_lab.mqtt import ConnAck, Connect, Disconnect, PingReq, ReasonCode, reason_text
+from mqttquic_lab.mqtt import Auth, ConnAck, Connect, Disconnect, PingReq, ReasonCode, reason_text
 from mqttquic_lab.mqtt.keepalive import ServerKeepAlive
 from mqttquic_lab.mqtt.reason_codes import ALLOWED
 from mqttquic_lab.mqtt.state import ConnectionState, Role, check_packet
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from mqttquic_lab.broker.clock import TimerHandle
     from mqttquic_lab.broker.outbox import Outbox
     from mqttquic_lab.broker.server import BrokerServer
     from mqttquic_lab.broker.sessions import Outgoing
     from mqttquic_lab.errors import LabError
-    from mqttquic_lab.mqtt import Will
+    from mqttquic_lab.mqtt import Packet, Will
     from mqttquic_lab.net.stream import ByteStream, Connection
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Client(Pipeline):
         self._will: Will | None = None
         self._verdict_pending = object()
         self._verdict_task: asyncio.Task[None] | None = None
+        self._authentication: Authentication | None = None
         self._keepalive_timer: TimerHandle | None = None
         self._pending_seen = 0
         kind: type[Streams] = Streams
@@ -157,6 +159,11 @@ class Client(Pipeline):
 
     def _on_connect(self, packet: Connect) -> None:
         self.version = packet.version
+        self.size_limit = packet.properties.get("maximum_packet_size")
+        name = packet.properties.get("authentication_method")
+        if name is not None:
+            self._authenticate(packet, name)
+            return
         try:
             verdict = authenticate(self._server.config, packet)
         except Exception:  # whatever the user's function raises, nobody gets in by it
@@ -166,7 +173,28 @@ class Client(Pipeline):
             self.block(self._verdict_pending)
             self._verdict_task = self._server.spawn(self._await_verdict(packet, verdict))
         else:
-            self._admit(packet, verdict)
+            self.admit(packet, verdict)
+
+    def _authenticate(self, packet: Connect, name: str) -> None:
+        """Begin enhanced authentication; a method that is not there is refused (section 4.12)."""
+        method = self._server.auth_methods.get(name)
+        if method is None:
+            known = ", ".join(self._server.auth_methods) or "none"
+            self.refuse(ReasonCode.BAD_AUTHENTICATION_METHOD, f"authentication methods of this broker: {known}")
+            return
+        self._authentication = Authentication(self, self._server, name, method)
+        self._authentication.begin(packet)
+
+    def _on_auth(self, packet: Auth) -> None:
+        if self._authentication is None:
+            raise ProtocolError(
+                "AUTH from the client though CONNECT named no Authentication Method",
+                reason_code=ReasonCode.PROTOCOL_ERROR,
+                rule="MQTT-4.12.0-7",
+                section="MQTT 5.0 section 4.12",
+                packet=packet,
+            )
+        self._authentication.received(packet)
 
     async def _await_verdict(self, packet: Connect, verdict: Awaitable[int]) -> None:
         try:
@@ -175,14 +203,29 @@ class Client(Pipeline):
             log.exception("the broker's authenticate function failed")
             code = ReasonCode.UNSPECIFIED_ERROR
         self._verdict_task = None
-        self._admit(packet, code)
+        self.admit(packet, code)
         self.unblock(self._verdict_pending)
         self._server.changed()
 
-    def _admit(self, packet: Connect, code: int) -> None:
+    def admit(
+        self, packet: Connect, code: int, username: str | None = None, properties: Mapping[str, Any] | None = None
+    ) -> None:
+        """Answer CONNECT: let the client in if `code` is 0.
+
+        Parameters
+        ----------
+        packet : Connect
+            What it sent.
+        code : int
+            Reason code for CONNACK.
+        username : str, optional
+            Who it turned out to be, if that is not CONNECT's user name.
+        properties : mapping, optional
+            Further properties for CONNACK.
+        """
         self._connect_timer.cancel()
         if code:
-            self._refuse(code)
+            self.refuse(code)
             return
         server = self._server
         config = server.config
@@ -190,18 +233,18 @@ class Client(Pipeline):
         client_id = assigned_id or packet.client_id
         session, present = server.open_session(client_id, packet.clean_start)
         if session is None:
-            self._refuse(ReasonCode.QUOTA_EXCEEDED)
+            self.refuse(ReasonCode.QUOTA_EXCEEDED, "the broker holds as many sessions as it may")
             return
         session.expiry_interval = granted_expiry(config, packet)
-        answer = ConnAck(present, ReasonCode.SUCCESS, connack_properties(config, packet, assigned_id))
+        told = {**connack_properties(config, packet, assigned_id), **(properties or {})}
+        answer = ConnAck(present, ReasonCode.SUCCESS, told)
         self.state = check_packet(Role.SERVER, self.state, answer, self.version)
         self.outbox.write(answer.encode(self.version))
         self.session = session
-        self._username = packet.username
+        self._username = packet.username if username is None else username
         self._clean_start = packet.clean_start
         self._connected_at = time.time()
         self._will = packet.will
-        self.size_limit = packet.properties.get("maximum_packet_size")
         self._keepalive = ServerKeepAlive(granted_keepalive(config, packet), server.clock.time())
         self._watch_keepalive()
         self._stats.connects_total += 1
@@ -213,11 +256,28 @@ class Client(Pipeline):
             self._router.forget_routes()
         self._streams.admitted()
 
-    def _refuse(self, code: int) -> None:
-        """Answer CONNECT with a failure and close [MQTT-3.1.4-6]."""
+    def refuse(self, code: int, reason: str = "") -> None:
+        """Answer CONNECT with a failure and close [MQTT-3.1.4-6]; `reason` is told where the version can."""
+        if self.is_ended:
+            return
         self._stats.connects_refused += 1
-        self.outbox.write(ConnAck(False, code).encode(self.version))
-        self._close(reason_text(code))
+        refusal = ConnAck(False, code, {"reason_string": _as_text(reason)} if reason and self.version == 5 else {})
+        if not self.send_checked(refusal):  # [MQTT-3.2.2-19]
+            self.outbox.write(ConnAck(False, code).encode(self.version))
+        self._close(reason or reason_text(code))
+
+    def renamed(self, username: str) -> None:
+        """Note that a client has authenticated again, as somebody."""
+        self._username = username
+
+    def send_checked(self, packet: Packet) -> bool:
+        """Send an answer unless it is larger than the client takes [MQTT-3.1.2-24]; returns whether it was sent."""
+        data = packet.encode(self.version)
+        if not self.takes(len(data), count=False):
+            return False
+        self.state = check_packet(Role.SERVER, self.state, packet, self.version)
+        self.outbox.write(data)
+        return True
 
     def _on_disconnect(self, packet: Disconnect) -> None:
         session = self.session
@@ -251,7 +311,7 @@ class Client(Pipeline):
         """End the connection of a client that broke a rule."""
         self._stats.protocol_errors += 1
         code = error.reason_code or ReasonCode.PROTOCOL_ERROR
-        if self.stream is not None and self.state is ConnectionState.IDLE:
+        if self.stream is not None and self.state in (ConnectionState.IDLE, ConnectionState.AUTHENTICATING):
             # A CONNECT that is no good. Bytes that are no CONNECT at all get no answer (section 4.13.1).
             if code == ReasonCode.UNSUPPORTED_PROTOCOL_VERSION:
                 self.outbox.write(ConnAck(False, code).encode(4))  # the form that older clients read
@@ -284,6 +344,8 @@ class Client(Pipeline):
             self._keepalive_timer.cancel()
         if self._verdict_task is not None:
             self._verdict_task.cancel()
+        if self._authentication is not None:
+            self._authentication.close()
         self._detach()
         self._streams.close()
         if not self._shares_connection:
@@ -372,8 +434,9 @@ class Client(Pipeline):
         Connect: _on_connect,
         PingReq: _on_pingreq,
         Disconnect: _on_disconnect,
+        Auth: _on_auth,
     }
-    """Packet type -> what to do. Not AUTH: without enhanced authentication the state table refuses it."""
+    """Packet type -> what to do."""
 
 
 def _as_text(reason: str) -> str:

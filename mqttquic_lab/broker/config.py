@@ -15,6 +15,7 @@ from mqttquic_lab.errors import UnknownOptionError, UsageError
 from mqttquic_lab.mqtt.profiles import DeliveryStrategy, ProfileName, profile_named
 
 if TYPE_CHECKING:
+    from mqttquic_lab.mqtt.authentication import ServerMethod
     from mqttquic_lab.quic.admission import Policy
 
 Authenticate = Callable[[str, str | None, bytes | None], bool | int | Awaitable[bool | int]]
@@ -79,6 +80,11 @@ class BrokerConfig:
         User name -> password. When given, everybody else is refused (reason code 0x86).
     authenticate : callable, optional
         ``authenticate(client_id, username, password)``, instead of `users`; may be a coroutine function.
+    auth_methods : sequence or mapping, optional
+        Methods of enhanced authentication (MQTT 5.0 section 4.12): ``["SCRAM-SHA-256"]`` lets `users` in without their
+        passwords travelling, ``{"SCRAM-SHA-256": {"ann": "secret"}}`` others; a method of one's own is an object as
+        :mod:`mqttquic_lab.mqtt.authentication` describes it. Clients that use none are asked for user name and
+        password by `users` or `authenticate`; if there is neither, they are refused (0x87).
     max_connections : int
         Network connections at a time; further ones are closed at once.
     max_sessions : int
@@ -145,6 +151,7 @@ class BrokerConfig:
     disable_active_migration: bool = False
     users: Mapping[str, str] | None = field(default=None, repr=False)
     authenticate: Authenticate | None = field(default=None, repr=False)
+    auth_methods: Sequence[str | ServerMethod] | Mapping[str, Any] = field(default=(), repr=False)
     max_connections: int = 1000
     max_sessions: int = 10_000
     max_session_expiry: int = 24 * 3600

@@ -24,14 +24,16 @@ def new_client_id() -> str:
 
 
 def authenticate(config: BrokerConfig, connect: Connect) -> int | Awaitable[int]:
-    """Return the reason code for a CONNECT: 0x00 lets it in. Awaitable if the ``authenticate`` setting is async."""
-    if "authentication_method" in connect.properties:
-        return ReasonCode.BAD_AUTHENTICATION_METHOD  # enhanced authentication (section 4.12) is not served
+    """Return the reason code for a CONNECT without enhanced authentication: 0x00 lets it in.
+
+    Awaitable if the ``authenticate`` setting is async.
+    """
     if config.authenticate is not None:
         verdict = config.authenticate(connect.client_id, connect.username, connect.password)
         return _as_code_later(verdict) if isinstance(verdict, Awaitable) else _as_code(verdict)
     if config.users is None:
-        return ReasonCode.SUCCESS
+        # Who asks for enhanced authentication does not mean to let those in who leave it out.
+        return ReasonCode.NOT_AUTHORIZED if config.auth_methods else ReasonCode.SUCCESS
     expected = config.users.get(connect.username) if connect.username is not None else None
     given = connect.password or b""
     # Compared even when there is no such user, so that the time does not tell which users exist.

@@ -47,7 +47,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_CONNECT = 512 * 1024
-"""Bytes that a client may send before its CONNECT is complete: five properties and texts of 64 KiB each."""
+"""Bytes of a packet from a client that is not known yet: CONNECT has five properties and texts of 64 KiB each."""
+UNKNOWN = (ConnectionState.IDLE, ConnectionState.AUTHENTICATING)
+"""States in which nobody knows whose bytes these are."""
 
 
 PINGRESP = PingResp().encode()
@@ -135,9 +137,9 @@ class Pipeline(Holdable):
         except MalformedPacketError as error:
             packets = error.packets
             self._failure = error
-        if self.state is ConnectionState.IDLE and self._decoder.buffered > MAX_CONNECT:
+        if self.state in UNKNOWN and self._decoder.buffered > MAX_CONNECT:
             self._failure = ProtocolError(
-                f"CONNECT of more than {MAX_CONNECT} bytes", reason_code=ReasonCode.PACKET_TOO_LARGE
+                f"CONNECT or AUTH of more than {MAX_CONNECT} bytes", reason_code=ReasonCode.PACKET_TOO_LARGE
             )
         if self.stream is not None and self.stream.connection.is_early:
             packets = marked(packets)

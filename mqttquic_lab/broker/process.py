@@ -17,6 +17,7 @@ import sys
 import threading
 import weakref
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
@@ -61,6 +62,11 @@ class BrokerProcess:
             raise UsageError(
                 "authenticate= is a function and cannot be moved to another process: use users={name: password}, or "
                 "run the broker in this process"
+            )
+        if not _is_data(self.config.auth_methods):
+            raise UsageError(
+                "auth_methods= holds an object, which cannot be moved to another process: name methods there are "
+                '(["SCRAM-SHA-256"] with users=), or run the broker in this process'
             )
         refuse_own_congestion(self.config)
         self._process: subprocess.Popen[bytes] | None = None
@@ -118,7 +124,8 @@ class BrokerProcess:
                 ).start()
             settings = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
             del settings["authenticate"]
-            settings["users"] = dict(self.config.users) if self.config.users is not None else None
+            for name in ("users", "auth_methods"):
+                settings[name] = _as_data(getattr(self.config, name))
             await asyncio.to_thread(_tell, process, settings)
             async with asyncio.timeout(START_TIMEOUT):
                 await asyncio.shield(self._started)
@@ -231,6 +238,22 @@ def _client_info(told: dict[str, Any]) -> ClientInfo:
     told["address"] = tuple(told["address"])
     told["subscriptions"] = tuple(told["subscriptions"])
     return ClientInfo(**told)
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a setting is plain data, which JSON carries."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_data(each) for key, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_data, value))
+    return value is None or isinstance(value, (str, int, float, bool))
+
+
+def _as_data(value: Any) -> Any:
+    """Return such a setting as JSON takes it."""
+    if isinstance(value, Mapping):
+        return {key: _as_data(each) for key, each in value.items()}
+    return [_as_data(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _spawn() -> subprocess.Popen[bytes]:

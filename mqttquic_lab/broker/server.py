@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from mqttquic_lab.broker.authenticating import methods_of
 from mqttquic_lab.broker.client import Client
 from mqttquic_lab.broker.config import DEFAULT_PORTS, BrokerConfig
 from mqttquic_lab.broker.flows import ALPN
@@ -67,6 +68,8 @@ class BrokerServer:
         self.clock: Clock
         self._given_clock = clock
         self.profile = profile_named(self.config.profile)
+        self.auth_methods = methods_of(self.config)
+        """Methods of enhanced authentication by name."""
         self.deliveries = self.config.deliveries or self.profile.deliveries[0]
         self.counters = BrokerStats()
         """Running counters; :meth:`stats` returns them together with what is held now."""

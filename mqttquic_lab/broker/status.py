@@ -100,6 +100,10 @@ class BrokerStats:
     """Network connections closed because of ``max_connections``."""
     connects_refused: int = 0
     """CONNECTs answered with a failure: bad credentials, bad client id, unsupported version."""
+    authentications: int = 0
+    """Enhanced authentications (AUTH) that succeeded, those of clients that did it again included."""
+    authentications_refused: int = 0
+    """Enhanced authentications that failed, or took too long."""
     protocol_errors: int = 0
     """Connections ended because the client broke a rule or sent bytes that are no packet."""
     subscriptions_refused: int = 0
