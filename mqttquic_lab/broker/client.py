@@ -315,9 +315,12 @@ class Client(Pipeline):
             # A CONNECT that is no good. Bytes that are no CONNECT at all get no answer (section 4.13.1).
             if code == ReasonCode.UNSUPPORTED_PROTOCOL_VERSION:
                 self.outbox.write(ConnAck(False, code).encode(4))  # the form that older clients read
-            elif self._decoder.version is not None:
+            elif self._decoder.version == 5:
                 answer = code if code in ALLOWED["CONNACK"] else ReasonCode.UNSPECIFIED_ERROR
-                self.outbox.write(ConnAck(False, answer).encode(self._decoder.version))
+                self.outbox.write(ConnAck(False, answer).encode(5))
+            elif self._decoder.version == 4 and code == ReasonCode.CLIENT_IDENTIFIER_NOT_VALID:
+                # All else that is wrong with a CONNECT of 3.1.1 gets no CONNACK [its MQTT-3.1.4-1, MQTT-3.1.3-8].
+                self.outbox.write(ConnAck(False, code).encode(4))
         self.disconnect(code, str(error))
 
     def _close(self, reason: str) -> None:
