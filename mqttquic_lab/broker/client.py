@@ -19,7 +19,8 @@ from mqttquic_lab.broker.connecting import (
 )
 from mqttquic_lab.broker.flows import ALPN, FlowStreams
 from mqttquic_lab.broker.mqttv5 import Mqttv5Streams
-from mqttquic_lab.broker.pipeline import PINGRESP, Pipeline
+from mqttquic_lab.broker.pipeline import PINGRESP, Pipeline, as_text
+from mqttquic_lab.broker.server_flows import ServerFlowStreams
 from mqttquic_lab.broker.status import ClientInfo
 from mqttquic_lab.broker.streams import Streams
 from mqttquic_lab.errors import ProtocolError
@@ -83,7 +84,7 @@ class Client(Pipeline):
         if server.profile.name == "mqttv5":
             kind = Mqttv5Streams
         elif connection.report.alpn == ALPN:
-            kind = FlowStreams
+            kind = FlowStreams if server.deliveries == "subscribing-stream" else ServerFlowStreams
         self._streams = kind(self, server)
         self._connect_timer = server.clock.call_later(server.config.connect_timeout, self._connect_timed_out)
         connection.closed.add_done_callback(self._on_closed)

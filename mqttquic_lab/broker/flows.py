@@ -11,109 +11,25 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mqttquic_lab.broker.pipeline import PINGRESP, ignore
+from mqttquic_lab.broker.session_flows import SessionFlows
 from mqttquic_lab.broker.streams import DataStream, Streams
 from mqttquic_lab.errors import ProtocolError
 from mqttquic_lab.mqtt import PingReq, Subscribe, Unsubscribe
-from mqttquic_lab.mqtt.deliveries import Deliveries
-from mqttquic_lab.mqtt.flow_codes import StreamCode
+from mqttquic_lab.mqtt.flow_codes import ConnectionCode, StreamCode
 from mqttquic_lab.mqtt.flow_header import FlowHeader, FlowHeaderDecoder, FlowType
-from mqttquic_lab.mqtt.flows import FlowTable
 from mqttquic_lab.mqtt.state import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from mqttquic_lab.broker.client import Client
-    from mqttquic_lab.broker.clock import TimerHandle
     from mqttquic_lab.broker.server import BrokerServer
-    from mqttquic_lab.broker.sessions import Session
     from mqttquic_lab.mqtt import Packet
     from mqttquic_lab.mqtt.flow_book import Change
     from mqttquic_lab.mqtt.flow_state import Flow
     from mqttquic_lab.net.stream import ByteStream
 
 ALPN = "MQTT-next"
-
-
-class SessionFlows:
-    """The flows of one MQTT session, with a stream or waiting to be recovered.
-
-    Parameters
-    ----------
-    server : BrokerServer
-        The broker.
-    session : Session
-        The client's session, whose books are the control flow's.
-    """
-
-    def __init__(self, server: BrokerServer, session: Session) -> None:
-        self._server = server
-        self.session = session
-        self.table = FlowTable(
-            Role.SERVER,
-            make_deliveries=self._make_deliveries,
-            max_expire_interval=server.config.max_session_expiry,
-        )
-        self._timer: TimerHandle | None = None
-
-    def _make_deliveries(self, flow_id: int) -> Deliveries:
-        return Deliveries(self._server.config.max_inflight) if flow_id else self.session.deliveries
-
-    def session_of(self, flow: Flow) -> Session:
-        """Return the state that the broker keeps for a flow."""
-        if flow.owner_data is None:
-            flow.owner_data = self._server.sessions.of_stream(self.session)
-            flow.owner_data.deliveries = flow.deliveries
-        session: Session = flow.owner_data
-        return session
-
-    def settle(self, change: Change) -> None:
-        """Let go of what a change has taken from a flow's state."""
-        flow = change.flow
-        if flow is None or flow.is_control or flow.owner_data is None:
-            return
-        session = self.session_of(flow)
-        for topic_filter in change.unsubscribed:
-            self._server.router.unsubscribe(session, topic_filter)
-        session.give_up(change.given_up)
-        if change.removed:
-            self._server.end_stream_session(session)
-            flow.owner_data = None
-        elif flow.stream_id is None and not flow.header.flags.persistent_qos:
-            session.drop_queue()
-
-    def connection_lost(self) -> None:
-        """Keep what is to be recovered, and for how long."""
-        for change in self.table.connection_lost(now=self._server.clock.time()):
-            self.settle(change)
-        self.arm()
-
-    def arm(self) -> None:
-        """Run the timer of what expires next."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        deadline = self.table.next_deadline()
-        if deadline is not None:
-            clock = self._server.clock
-            self._timer = clock.call_later(max(0.0, deadline - clock.time()), self._expire)
-
-    def _expire(self) -> None:
-        self._timer = None
-        for change in self.table.poll(self._server.clock.time()):
-            self.settle(change)
-        self.arm()
-        self._server.changed()
-
-    def end(self) -> None:
-        """End every flow: the session ends."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        for flow in self.table:
-            if flow.owner_data is not None:
-                self._server.end_stream_session(flow.owner_data)
-                flow.owner_data = None
 
 
 class HeaderReader:
@@ -274,11 +190,16 @@ class FlowStreams(Streams):
         The session's flows; there once CONNECT was accepted.
     """
 
+    CLOSE_CODES: ClassVar[Mapping[str, int]] = {
+        "silence": ConnectionCode.UNSPECIFIED,
+        "reset": ConnectionCode.UNSPECIFIED,
+        "protocol error": ConnectionCode.PROTOCOL_L0,
+    }
+
     book: SessionFlows
 
     def __init__(self, client: Client, server: BrokerServer) -> None:
         super().__init__(client, server)
-        self.carry_deliveries = False  # a delivery goes on the flow that subscribed (MQoQ 9.1.2)
         self._control_header = FlowHeader.control()
         self._unread: dict[int, ByteStream] = {}
 
@@ -305,12 +226,8 @@ class FlowStreams(Streams):
 
     def admitted(self) -> None:
         """Put the control flow on its stream and serve the streams that waited for CONNACK."""
-        client, server = self._client, self._server
-        session = client.session
-        assert session is not None
-        if session.flows is None:
-            session.flows = SessionFlows(server, session)
-        self.book = session.flows
+        server = self._server
+        self._enter_session()
         # Whether the session goes on is for CONNECT to say, not for the control flow's flags.
         flags = replace(self._control_header.flags, clean=False, abort_if_no_state=False)
         header = replace(self._control_header, flags=flags)
@@ -319,7 +236,15 @@ class FlowStreams(Streams):
         except ProtocolError as error:
             self.failed(0, error)
             return
-        super().admitted()
+        self._serve_early()
+
+    def _enter_session(self) -> None:
+        """Take over the session's flows."""
+        session = self._client.session
+        assert session is not None
+        if session.flows is None:
+            session.flows = SessionFlows(self._server, session)
+        self.book = session.flows
 
     # --- data flows ---------------------------------------------------------------------------------------------
 

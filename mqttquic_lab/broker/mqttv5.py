@@ -238,12 +238,12 @@ class PerPublish:
         served.outbox.flush()
         self._streams.retire(served)
 
-    def send(self, packet: bytes) -> None:
+    def send(self, packet: bytes, **options: Any) -> None:
         """Send a QoS 1 or 2 message."""
         served = self._stream(unidirectional=False)
         if served is None:
-            self._streams.control.send(packet)
+            self._streams.control.send(packet, **options)
             return
-        served.outbox.send(packet)
+        served.outbox.send(packet, **options)
         served.outbox.flush()
         self._streams.retire(served)

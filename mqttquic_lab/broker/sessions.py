@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from mqttquic_lab.broker.clock import Clock, TimerHandle
     from mqttquic_lab.broker.config import BrokerConfig
-    from mqttquic_lab.broker.flows import SessionFlows
+    from mqttquic_lab.broker.session_flows import SessionFlows
     from mqttquic_lab.broker.message import Message
     from mqttquic_lab.broker.pipeline import Pipeline
     from mqttquic_lab.broker.router import Entry

@@ -157,8 +157,8 @@ def start_broker(
     timeout : float, str or None
         Seconds until it must listen.
     **options
-        host, quic, tls, tcp, quic_port, tls_port, tcp_port, server_names, profile, users, authenticate; for QUIC
-        tuning, retry, early_data, early_data_window, quic_version, cipher_suites, groups, congestion, idle_timeout;
+        host, quic, tls, tcp, quic_port, tls_port, tcp_port, server_names, profile, deliveries, users, authenticate; for
+        QUIC tuning, retry, early_data, early_data_window, quic_version, cipher_suites, groups, congestion, idle_timeout;
         and bounds. See :class:`mqttquic_lab.broker.BrokerConfig`.
 
     Raises

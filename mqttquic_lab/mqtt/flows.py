@@ -11,6 +11,7 @@ verb takes stream ids and `now`, and answers with a :class:`Change` that says wh
     change = table.finish(stream.id)                             # right after we sent FIN
     change = table.fin_received(stream.id, buffered=packet_decoder.buffered)
     change = table.abort(stream.id, code, now=now)               # we give it up
+    change = table.drop(flow_id)                                 # and its state, which waited to be recovered
     change = table.reset_received(stream.id, code, now=now)      # RESET_STREAM or STOP_SENDING arrived
     change = table.fail(stream.id, error, now=now)               # any ProtocolError of this stream, from here or the
                                                                  # decoders: applies the error levels
@@ -433,6 +434,26 @@ class FlowTable(FlowBook):
         """
         change = self._aborted(stream_id, now, discard=code.discards_state)
         return change if change.flow is None else replace(change, resets=((stream_id, code),))
+
+    def drop(self, flow_id: int) -> Change:
+        """Forget a flow of ours that has no stream; the peer's copy of its state goes when it expires.
+
+        Parameters
+        ----------
+        flow_id : int
+            As in its header. One that is not there changes nothing.
+
+        Raises
+        ------
+        UsageError
+            When the flow has a stream, which :meth:`finish` or :meth:`abort` ends, or is not ours to give up.
+        """
+        flow = self.get(flow_id)
+        if flow is None:
+            return NO_CHANGE
+        if flow.stream_id is not None or not flow.is_ours or flow.is_control:
+            raise UsageError(f"flow {flow_id} cannot be dropped: only flows of one's own that have no stream can")
+        return self._discard(flow)
 
     def reset_received(self, stream_id: int, code: int, *, now: float) -> Change:
         """Take in RESET_STREAM or STOP_SENDING with its error code (MQoQ 9.13.2).
