@@ -19,7 +19,7 @@ from mqttquic_lab.broker.connecting import (
 )
 from mqttquic_lab.broker.flows import ALPN, FlowStreams
 from mqttquic_lab.broker.mqttv5 import Mqttv5Streams
-from mqttquic_lab.broker.pipeline import PINGRESP, Pipeline, as_text
+from mqttquic_lab.broker.pipeline import PINGRESP, Pipeline
 from mqttquic_lab.broker.server_flows import ServerFlowStreams
 from mqttquic_lab.broker.status import ClientInfo
 from mqttquic_lab.broker.streams import Streams
