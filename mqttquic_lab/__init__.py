@@ -61,13 +61,14 @@ if TYPE_CHECKING:
     from mqttquic_lab.quic.tickets import TicketStore
     from mqttquic_lab.records.message import Message
     from mqttquic_lab.records.migration import MigrationResult
-    from mqttquic_lab.session import StreamInfo
+    from mqttquic_lab.session import Backoff, StreamInfo
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AlpnError",
     "AuthenticationError",
+    "Backoff",
     "BlockingCallError",
     "Broker",
     "BrokerProfileWarning",
@@ -113,6 +114,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Backoff": "session",
     "BrokerProfileWarning": "errors",
     "CongestionControl": "quic.congestion",
     "Message": "records.message",

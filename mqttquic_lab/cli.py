@@ -107,7 +107,7 @@ def _session_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds to wait for the connection (default: 10)")
 
 
-def _connect(arguments: argparse.Namespace) -> Session:
+def _connect(arguments: argparse.Namespace, *, reconnect: bool = True) -> Session:
     password: str | None = None
     if arguments.username is not None:
         password = os.environ.get("MQTTQUIC_PASSWORD")
@@ -122,6 +122,7 @@ def _connect(arguments: argparse.Namespace) -> Session:
         password=password,
         version=arguments.mqtt,
         timeout=arguments.timeout,
+        reconnect=reconnect,
     )
 
 
@@ -347,7 +348,7 @@ def _pub(arguments: argparse.Namespace) -> int:
     payload: str | bytes | None = arguments.payload
     if payload == "-":
         payload = sys.stdin.buffer.read()
-    with _connect(arguments) as session:
+    with _connect(arguments, reconnect=False) as session:  # a message that waits would be lost with the process
         session.publish(arguments.topic, payload, qos=arguments.qos, retain=arguments.retain)
     return 0
 

@@ -90,7 +90,7 @@ class Session:
 
     @property
     def state(self) -> str:
-        """``"connecting"``, ``"connected"`` or ``"closed"``."""
+        """``"connecting"``, ``"connected"``, ``"reconnecting"`` (lost, and about to connect anew) or ``"closed"``."""
         return self._core.state
 
     @property
@@ -123,6 +123,11 @@ class Session:
     def unacknowledged(self) -> int:
         """Messages at QoS 1 and 2 that were sent and not acknowledged: what :meth:`reconnect` sends again."""
         return self._core.unacknowledged
+
+    @property
+    def queued(self) -> int:
+        """Messages published without a connection that wait for one."""
+        return self._core.queued
 
     @property
     def stats(self) -> SessionStats:
@@ -222,7 +227,8 @@ class Session:
         timestamp : bool
             Send the time along, from which the receiving feed works out ``latency`` (MQTT 5.0 only).
         timeout : float, str or None
-            Seconds to wait for the acknowledgement, or at QoS 0 for the transport to take more.
+            Seconds to wait for the acknowledgement, or at QoS 0 for the transport to take more. While the session is
+            reconnecting nothing waits: the message is queued, and the result says so.
 
         Raises
         ------
@@ -369,6 +375,16 @@ class Session:
     def ping(self, *, timeout: float | str | None = 10.0) -> float:
         """Send PINGREQ and return the seconds until the answer."""
         return self._caller.call(timeout, self._core.ping, timeout=timeout)
+
+    def flush(self, *, timeout: float | str | None = 30.0) -> None:
+        """Wait until every message that was published without a connection is sent, and acknowledged at QoS 1 and 2.
+
+        Raises
+        ------
+        OperationTimeoutError, DisconnectedError
+            See :meth:`mqttquic_lab.session.AsyncSession.flush`.
+        """
+        self._caller.call(timeout, self._core.flush, timeout=timeout)
 
     def early_published(self, *, timeout: float | str | None = 10.0) -> list[PublishResult]:
         """Wait until the messages of ``publish_early`` are acknowledged, and return their results in order.

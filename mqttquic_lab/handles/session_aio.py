@@ -103,6 +103,10 @@ class SessionAio:
         """See :meth:`Session.ping`."""
         return await self._caller.hop(self._core.ping, timeout=timeout)
 
+    async def flush(self, *, timeout: float | str | None = 30.0) -> None:
+        """See :meth:`Session.flush`."""
+        await self._caller.hop(self._core.flush, timeout=timeout)
+
     async def early_published(self, *, timeout: float | str | None = 10.0) -> list[PublishResult]:
         """See :meth:`Session.early_published`."""
         return await self._caller.hop(self._core.early_published, timeout=timeout)

@@ -5,6 +5,7 @@ Everything here runs on one event loop; :mod:`mqttquic_lab.handles` wraps it for
 
 from __future__ import annotations
 
+from mqttquic_lab.session.backoff import Backoff
 from mqttquic_lab.session.client import AsyncSession
 from mqttquic_lab.session.feed import AsyncFeed
 from mqttquic_lab.session.options import SessionOptions
@@ -17,6 +18,7 @@ __all__ = [
     "AsyncFeed",
     "AsyncSession",
     "AsyncStream",
+    "Backoff",
     "ErrorRecord",
     "EventRecord",
     "PublishResult",

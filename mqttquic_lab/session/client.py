@@ -13,7 +13,9 @@ from mqttquic_lab.session.connecting import checked_connect, deadline_of, open_t
 from mqttquic_lab.session.fallback import first_that_works
 from mqttquic_lab.session.feed import AsyncFeed
 from mqttquic_lab.session.lifecycle import SessionLifecycle
+from mqttquic_lab.session.offline import QUEUED, OfflineMessage
 from mqttquic_lab.session.options import SessionOptions, check_timeout
+from mqttquic_lab.session.payload import encode_payload
 from mqttquic_lab.session.stream import AsyncStream
 from mqttquic_lab.session.subscribing import parse_filters
 from mqttquic_lab.session.target import Target, resolve_target
@@ -143,6 +145,8 @@ class AsyncSession(SessionLifecycle):
         Returns
         -------
         PublishResult
+            With ``queued=True``, at once and at any QoS, if the session is reconnecting: the message waits in the
+            queue that the option ``offline_queue`` bounds; :meth:`flush` waits until it is sent.
 
         Raises
         ------
@@ -152,12 +156,19 @@ class AsyncSession(SessionLifecycle):
             The broker refused it, said that it takes no such QoS or no retained messages, or the packet is larger
             than it accepts (then nothing was sent); or too many messages wait already.
         OperationTimeoutError
-            No acknowledgement in time.
+            No acknowledgement in time. A connection that is lost meanwhile does not end the waiting: the message is
+            sent again on the next one.
         DisconnectedError
             The session is closed, or ended before the acknowledgement came. In the second case :meth:`reconnect` sends
             the message again: do not publish it a second time.
         """
-        if self._state != "connected":
+        if self._state != "connected" or self._offline:
+            if self._keeps_messages:
+                data = payload if type(payload) is bytes else encode_payload(payload)
+                self._publisher.check_topic(topic)
+                checked = self._publisher.check(qos, retain, properties, timestamp)
+                self._offline.put(OfflineMessage.now(topic, data, qos, retain, checked))
+                return QUEUED
             await self._usable("cannot publish", check_timeout(timeout))
         return await self._outlet.publish(topic, payload, qos, retain, properties, timestamp, timeout)
 
@@ -202,6 +213,32 @@ class AsyncSession(SessionLifecycle):
         if self._state != "connected":
             await self._usable("cannot publish", seconds)
         return await self._outlet.publish_many(messages, qos, retain, properties, timestamp, seconds)
+
+    async def flush(self, *, timeout: float | str | None = 30.0) -> None:
+        """Wait until every message that was published without a connection is sent, and acknowledged at QoS 1 and 2.
+
+        Messages that the broker refused then, or that could not be sent, are in :attr:`errors` and counted in
+        ``stats.queued_dropped``.
+
+        Raises
+        ------
+        OperationTimeoutError
+            Some still wait after `timeout` seconds.
+        DisconnectedError
+            The session was closed before.
+        """
+        seconds = check_timeout(timeout)
+        dropped = self._stats.queued_dropped
+        try:
+            async with asyncio.timeout(seconds):
+                await self._offline.wait_done()
+        except TimeoutError:
+            raise OperationTimeoutError(
+                f"of the messages published without a connection {self._offline.outstanding} are still not sent or not "
+                f"acknowledged after {seconds:g} s; the session is {self._state}"
+            ) from None
+        if self._state == "closed" and self._stats.queued_dropped > dropped:
+            raise self._channel.gone("not all messages were sent")
 
     async def early_published(self, *, timeout: float | str | None = 10.0) -> list[PublishResult]:
         """Wait until the messages of ``publish_early`` are acknowledged, and return their results in order.

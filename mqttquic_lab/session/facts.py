@@ -22,11 +22,16 @@ if TYPE_CHECKING:
     from mqttquic_lab.session.channel import PacketChannel
     from mqttquic_lab.session.feed import AsyncFeed
     from mqttquic_lab.session.happenings import Happenings
+    from mqttquic_lab.session.offline import OfflineQueue
     from mqttquic_lab.session.options import SessionOptions
     from mqttquic_lab.session.receiving import Receiver
+    from mqttquic_lab.session.reconnecting import Reconnector
     from mqttquic_lab.session.results import ErrorRecord, EventRecord, SessionStats
     from mqttquic_lab.session.streams import StreamInfo, Streams
     from mqttquic_lab.session.subscribing import Subscriber
+
+
+SessionState = Literal["connecting", "connected", "reconnecting", "closed"]
 
 
 class SessionFacts:
@@ -45,7 +50,10 @@ class SessionFacts:
     _subscriber: Subscriber
     _stats: SessionStats
     _happenings: Happenings
-    _state: Literal["connecting", "connected", "closed"]
+    _reconnector: Reconnector
+    _offline: OfflineQueue
+    _state: SessionState
+    _close_reason: LabError | None
     _connected_at: dt.datetime | None
     _on_message: Callable[[Message], None] | None
 
@@ -54,8 +62,8 @@ class SessionFacts:
         return f"<AsyncSession {self.client_id!r} at {self.url}: {self._state}, over {self.transport.upper()}{instead}>"
 
     @property
-    def state(self) -> Literal["connecting", "connected", "closed"]:
-        """``"connecting"``, ``"connected"`` or ``"closed"``."""
+    def state(self) -> SessionState:
+        """``"connecting"``, ``"connected"``, ``"reconnecting"`` (lost, and about to connect anew) or ``"closed"``."""
         return self._state
 
     @property
@@ -125,6 +133,11 @@ class SessionFacts:
         return len(self._deliveries)
 
     @property
+    def queued(self) -> int:
+        """Messages published without a connection that wait for one."""
+        return len(self._offline)
+
+    @property
     def stats(self) -> SessionStats:
         """Counters; they go on counting."""
         return self._stats
@@ -155,4 +168,4 @@ class SessionFacts:
     @property
     def close_reason(self) -> LabError | None:
         """Why the session is closed; None while it is not, or if that was asked for."""
-        return self._channel.reason
+        return self._close_reason

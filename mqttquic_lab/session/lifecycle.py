@@ -19,6 +19,7 @@ from mqttquic_lab.session.happenings import Happenings
 from mqttquic_lab.session.incoming import Incoming
 from mqttquic_lab.session.limits import ServerLimits
 from mqttquic_lab.session.mapping import MappedPublisher
+from mqttquic_lab.session.offline import OfflineQueue
 from mqttquic_lab.session.options import SessionOptions, check_timeout
 from mqttquic_lab.session.publishing import Publisher
 from mqttquic_lab.session.receiving import Receiver
@@ -62,6 +63,8 @@ class SessionLifecycle(SessionFacts):
         self._stats = SessionStats()
         self._happenings = Happenings(self._stats)
         self._connected_at = None
+        self._accepted_at = 0.0
+        self._close_reason = None
         self._state = "connecting"
         self._ended = asyncio.Event()
         self._router = Router()
@@ -69,6 +72,7 @@ class SessionLifecycle(SessionFacts):
         self._channel = self._make_channel(connection)
         self._connecting = Connecting(self._channel, options, self.url)
         self._reconnector = Reconnector(self)
+        self._offline = OfflineQueue(options.offline_queue, self._stats, self._happenings)
         self._early: EarlyPublished
         self._on_message = None
         self._publisher = Publisher(self._channel, self._deliveries, self._stats)
@@ -184,6 +188,7 @@ class SessionLifecycle(SessionFacts):
         self._channel.start_keepalive(self.limits.keepalive)
         self._state = "connected"
         self._connected_at = dt.datetime.now(dt.UTC)
+        self._accepted_at = asyncio.get_running_loop().time()
         self.handshake.state = "connected"
         reason = self._connection.report.fallback_reason
         if reason:
@@ -237,10 +242,9 @@ class SessionLifecycle(SessionFacts):
         """Go on over `connection`; the old one is left open until the broker, which takes the session over, answers."""
         old = self._channel
         old.retire()
-        self._deliveries.suspend()
-        self._streams.lost()
-        self._ready.clear()
+        self._suspend()
         self._ended.clear()
+        self._close_reason = None
         self._state = "connecting"
         self._connection, self.trace, self.url = connection, connection.trace, url
         self._channel = self._incoming.channel = self._make_channel(connection)
@@ -254,11 +258,19 @@ class SessionLifecycle(SessionFacts):
             old.release()
         await self._subscriber.wait_renewed(deadline)
 
+    def _suspend(self) -> None:
+        """Keep everything as it is until there is a connection again."""
+        self._deliveries.suspend()
+        self._streams.lost()
+        self._subscriber.suspend()
+        self._ready.clear()
+
     def _resume(self, kept: bool) -> None:
         self._stats.reconnects += 1
         filters = self._subscriber.resume(self._channel, kept)
         packets = self._resender.resume(self._channel, self.limits.receive_maximum, kept)
         self._ready.set()
+        self._offline.drain(self._outlet, self._publisher)
         if kept:
             self._note("resumed", f"the broker has kept the session; {packets} packets sent again")
         else:
@@ -273,6 +285,15 @@ class SessionLifecycle(SessionFacts):
             raise OperationTimeoutError(f"{what}: the session was still reconnecting after {timeout:g} s") from None
         if self._state != "connected":
             raise self._channel.gone(what)
+
+    @property
+    def _keeps_messages(self) -> bool:
+        """Whether a message that is published now waits for a connection."""
+        return bool(self._offline) or (self._reconnector.is_retrying and self._offline.bound > 0)
+
+    def note_retry(self, attempt: int, why: str) -> None:
+        """Tell that the session is about to connect anew, and why it has to."""
+        self._note("retrying", f"attempt {attempt}: {why}")
 
     # Ending
 
@@ -294,6 +315,8 @@ class SessionLifecycle(SessionFacts):
         """
         seconds = check_timeout(timeout)
         self._reconnector.give_up()
+        if self._channel.ended:
+            self.conclude(None)
         self._channel.say_goodbye(reason_code)
         self._channel.finish(None, 0)
         try:
@@ -320,7 +343,7 @@ class SessionLifecycle(SessionFacts):
                 await self._ended.wait()
         except TimeoutError:
             raise OperationTimeoutError(f"the session is still open after {seconds:g} s") from None
-        return self._channel.reason
+        return self._close_reason
 
     async def __aenter__(self) -> Self:
         return self
@@ -331,12 +354,24 @@ class SessionLifecycle(SessionFacts):
         await self.close()
 
     def _on_end(self, reason: LabError | None) -> None:
+        connected_for = None
         if self._state == "connected":
             self._note("closed" if reason is None else "lost", str(reason) if reason is not None else "asked for here")
-        self._state = "closed"
+            connected_for = asyncio.get_running_loop().time() - self._accepted_at
         self._connecting.ended(reason)
-        self._streams.lost()
+        self._suspend()
+        self._state = "reconnecting"
+        if not self._reconnector.take_over(reason, connected_for):
+            self.conclude(reason)
+
+    def conclude(self, reason: LabError | None) -> None:
+        """Close the session for good: no connection is there, and none will be made unless somebody asks for it."""
+        if self._state == "closed":
+            return
+        self._state = "closed"
+        self._close_reason = reason
         self._resender.suspend(self._channel.gone)
+        self._offline.clear()
         self._subscriber.lost()
         self._ready.set()
         self._incoming.feeds.clear()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mqttquic_lab.errors import UnknownOptionError, UsageError
 from mqttquic_lab.mqtt import Connect, Will, check_topic_name
 from mqttquic_lab.mqtt.profiles import profile_named
+from mqttquic_lab.session.backoff import Backoff
 from mqttquic_lab.session.payload import encode_payload
 from mqttquic_lab.session.quic_options import settle_quic_options
 from mqttquic_lab.units import parse_seconds
@@ -40,6 +41,7 @@ _RANGES = {
     "maximum_packet_size": (16, 268_435_460, "bytes"),
     "topic_alias_maximum": (0, 65_535, "aliases"),
     "topic_streams": (1, 128, "streams"),
+    "offline_queue": (0, 1_000_000, "messages; 0 takes none"),
     "trace_capacity": (1, 10_000_000, "events"),
 }
 
@@ -112,6 +114,11 @@ class SessionOptions:
         broker of ours knows its own). Never plain TCP. A refused certificate or CONNECT does not lead there.
     quic_timeout : float, str or None
         With a fallback: seconds that QUIC has, within `timeout`, and at most half of it.
+    reconnect : bool or Backoff
+        What happens when the connection is lost: by default the session connects anew, with growing pauses, and goes on
+        where it was. ``mq.Backoff(...)`` says how long to wait and how often to try; False leaves it closed.
+    offline_queue : int
+        Messages that may be published while the session has no connection; they are sent when it has one again.
     streams : {"single", "per-topic", "per-publish"}
         Which QUIC stream a PUBLISH goes on: the control stream, its topic's, or a new one. What is subscribed stays on
         the control stream unless ``subscribe(stream=...)`` says otherwise.
@@ -181,6 +188,8 @@ class SessionOptions:
     local_address: tuple[str, int] | None = None
     fallback: bool | str | Sequence[str] = False
     quic_timeout: float | str | None = 3.0
+    reconnect: bool | Backoff = True
+    offline_queue: int = 1000
     streams: str = "single"
     topic_streams: int = 16
     profile: str = "generic"
@@ -232,6 +241,8 @@ class SessionOptions:
             raise UsageError('alpn takes a sequence of protocol names, such as ("mqtt",)')
         object.__setattr__(self, "quic_timeout", check_timeout(self.quic_timeout, name="quic_timeout"))
         self._check_fallback()
+        if not isinstance(self.reconnect, (bool, Backoff)):
+            raise UsageError(f"reconnect={self.reconnect!r}: must be True, False or mq.Backoff(...)")
         if self.streams not in STREAM_MAPPINGS:
             raise UsageError(f"streams={self.streams!r}: must be one of {', '.join(map(repr, STREAM_MAPPINGS))}")
         profile_named(self.profile)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError, PublishError, UsageError
 from mqttquic_lab.mqtt import Deliveries, check_topic_name, encode_publish
 from mqttquic_lab.session.limits import ServerLimits, said
+from mqttquic_lab.session.offline import OfflineQueue
 from mqttquic_lab.session.options import check_timeout
 from mqttquic_lab.session.payload import encode_payload
 from mqttquic_lab.session.results import PublishResult, PublishSummary
@@ -203,7 +204,7 @@ class Publisher:
         qos: int,
         retain: bool,
         properties: Mapping[str, Any] | None,
-        token: Waiting | Bulk,
+        token: Waiting | Bulk | OfflineQueue,
         lane: DataChannel | None = None,
     ) -> None:
         # Encoded before it gets an identifier, so that a packet that cannot be sent takes none.
@@ -216,7 +217,7 @@ class Publisher:
                 packet = encode_publish(topic, data, qos, retain, False, packet_id, properties, self._version)
             (lane or self._channel).write(packet)
             self._stats.messages_sent += 1
-            if lane is not None:
+            if lane is not None and not isinstance(token, OfflineQueue):
                 lane.riders.add(token)
 
     def put(
@@ -226,7 +227,7 @@ class Publisher:
         qos: int,
         retain: bool,
         properties: Mapping[str, Any] | None,
-        token: Bulk | None,
+        token: Bulk | OfflineQueue | None,
         lane: DataChannel | None = None,
     ) -> None:
         """Send one message that was checked, without waiting; at QoS 1 and 2 `token` is told how it ended."""
@@ -288,14 +289,14 @@ class Publisher:
                 size += len(packet)
                 summary.payload_bytes += len(data)
                 if size >= BATCH_BYTES:
-                    await self.ready.wait()
+                    await self._connected(timeout)
                     self._flush(parts, summary)
                     size = 0
                     await self.let_run(timeout)
+            await self._connected(timeout)
         finally:
             # Also when a message cannot be sent: those before it were accepted.
-            await self.ready.wait()
-            if parts and not self._channel.ended:
+            if parts and not self._channel.ended and self.ready.is_set():
                 self._flush(parts, summary)
         await self.let_run(timeout)
 
@@ -317,7 +318,7 @@ class Publisher:
                 self.check_topic(topic)
             while bulk.outstanding >= window:
                 await self.acknowledgements(bulk, timeout)
-            if self._channel.ended:
+            if self._channel.ended and self.ready.is_set():
                 raise self._channel.gone("cannot publish")
             # Between two connections it queues.
             self._begin(topic, data, qos, retain, stamped(properties) if timestamp else properties, bulk)
@@ -355,11 +356,20 @@ class Publisher:
     async def let_run(self, timeout: float | None) -> None:
         """Let the loop send what was written, and wait if the broker takes it too slowly."""
         await asyncio.sleep(0)
-        await self.ready.wait()
-        if self._channel.ended:
-            raise self._channel.gone("cannot publish")
+        await self._connected(timeout)
         if self._channel.stream.pending > HIGH_WATER:
             await self._drain(timeout)
+
+    async def _connected(self, timeout: float | None) -> None:
+        """Wait while the session changes connections; raises DisconnectedError if it has none then."""
+        if not self.ready.is_set():
+            try:
+                async with asyncio.timeout(timeout):
+                    await self.ready.wait()
+            except TimeoutError:
+                raise OperationTimeoutError(f"the session was still reconnecting after {timeout:g} s") from None
+        if self._channel.ended:
+            raise self._channel.gone("cannot publish")
 
     async def _drain(self, timeout: float | None, lane: DataChannel | None = None) -> None:
         channel, stream = self._channel, (lane or self._channel).stream

@@ -13,11 +13,14 @@ class PublishResult:
     """How one PUBLISH ended."""
 
     reason_code: int
-    """Of PUBACK or PUBREC/PUBCOMP; 0 at QoS 0. 0x10 (no matching subscribers) is a success."""
+    """Of PUBACK or PUBREC/PUBCOMP; 0 at QoS 0, and of a message that is `queued`. 0x10 (no matching subscribers) is a
+    success."""
     packet_id: int | None
     """Packet identifier it travelled under; None at QoS 0."""
     round_trip: float | None
     """Seconds from handing it to the transport to its last acknowledgement; None at QoS 0."""
+    queued: bool = False
+    """The session had no connection: the message waits for one, and has gone nowhere yet."""
 
 
 @dataclass(slots=True)
@@ -70,7 +73,7 @@ class ErrorRecord:
         return cls(time.time(), where, message)
 
 
-EventName = Literal["connected", "fallback", "resumed", "renewed", "moved", "lost", "closed"]
+EventName = Literal["connected", "fallback", "resumed", "renewed", "moved", "lost", "retrying", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,8 @@ class EventRecord:
     what: EventName
     """``"resumed"``: connected again, and the broker had kept the session; ``"renewed"``: it had not, and was told
     everything anew. ``"moved"``: the same connection goes on from another address. ``"fallback"``: QUIC did not get
-    through, and `transport` carries the session instead. ``"closed"`` was asked for here, ``"lost"`` was not."""
+    through, and `transport` carries the session instead. ``"closed"`` was asked for here, ``"lost"`` was not.
+    ``"retrying"``: about to connect anew; told again only when the reason changes."""
     transport: str
     """``"quic"``, ``"tls"`` or ``"tcp"``."""
     detail: str
@@ -112,6 +116,10 @@ class SessionStats:
     """PINGREQs sent."""
     reconnects: int = 0
     """Connections after the first that the broker accepted."""
+    queued: int = 0
+    """Messages published without a connection, taken to be sent later."""
+    queued_dropped: int = 0
+    """Of these, messages that could not be sent, that the broker refused, or that expired before they were sent."""
     errors: int = 0
     """Errors ever recorded; ``session.errors`` holds the newest."""
 

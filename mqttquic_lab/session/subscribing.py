@@ -334,6 +334,11 @@ class Subscriber:
 
     # From one connection to the next
 
+    def suspend(self) -> None:
+        """Take in that the connection is lost and another on its way: requests of the user's wait for that."""
+        for future in self.renewals:
+            future.cancel()
+
     def _note_stale(self, filters: Iterable[str]) -> None:
         self._stale.update(dict.fromkeys(filters))
         while len(self._stale) > MAX_FILTERS:
@@ -360,7 +365,8 @@ class Subscriber:
             self._note_stale(asked[packet_id].filters)
         stale, self._stale = self._stale, {}
         count = 0
-        if kept:
+        # What was subscribed anew and lost its connection before the answer, the broker may never have got.
+        if kept and not any(future.cancelled() for future in self.renewals):
             self._send_unsubscribe([f for f in stale if not self._router.holders(f)])
         else:
             count = self._renew()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 STATES: dict[str, tuple[str, Kind]] = {
     "connecting": ("connecting", "warn"),
     "connected": ("connected", "ok"),
+    "reconnecting": ("reconnecting", "warn"),
     "failed": ("failed", "bad"),
     "closed": ("closed", "muted"),
 }

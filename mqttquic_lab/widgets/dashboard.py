@@ -172,13 +172,17 @@ class Dashboard(View):
             since = ""
             if self._until_ns:
                 since = f" since {facts.moment(self._until_ns):%H:%M:%S} UTC"
-            found.append(
-                (f"Disconnected{since}{why} Nothing is being tried: session.reconnect() goes on with it.", "bad")
-                if why
-                else (f"The session was closed{since}. session.reconnect() goes on with it.", "warn")
-            )
+            if self._state == "reconnecting":
+                found.append((f"Disconnected{since}{why} The session is connecting anew.", "warn"))
+            else:
+                found.append(self._at_rest(since, why))
         found += [(item.text, item.kind) for item in facts.notices(self._report) if item.text != self._report.error]
         return found
+
+    def _at_rest(self, since: str, why: str) -> tuple[str, str]:
+        if why:
+            return f"Disconnected{since}{why} Nothing is being tried: session.reconnect() goes on with it.", "bad"
+        return f"The session was closed{since}. session.reconnect() goes on with it.", "warn"
 
     def _meta(self, now_ns: int) -> dict[str, Any]:
         report = self._report

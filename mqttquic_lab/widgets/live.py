@@ -93,6 +93,8 @@ class LiveView(View):
             return "Connecting."
         errors = self._session_errors()
         because = f" Last error: {errors[-1].message}" if errors else ""
+        if state == "reconnecting":
+            return f"The connection was lost, and the session is connecting anew.{because}"
         return f"The session is {state}: no more messages come, and nothing is being tried.{because}"
 
     def _meta(self, now_ns: int) -> dict[str, Any]:

@@ -90,7 +90,9 @@ async def test_subscribers_are_told(publisher: str) -> None:
 
 async def test_retained_and_queued_messages_keep_their_mark() -> None:
     async with BrokerServer(BrokerConfig(**FREE, early_data=True)) as broker:
-        away = await hang(AsyncSession.open(broker.urls["mqtt"], client_id="away", session_expiry_interval=60))
+        away = await hang(
+            AsyncSession.open(broker.urls["mqtt"], client_id="away", session_expiry_interval=60, reconnect=False)
+        )
         feed = await away.subscribe("queued", 1)
         away.connection.abort("gone")
         await hang(away.wait_closed())

@@ -151,7 +151,7 @@ def test_a_broker_and_who_is_connected(broker: mq.Broker) -> None:
 
 def test_a_broker_closes_and_says_so() -> None:
     broker = mq.start_broker(quic_port=0, tls=False, tcp=False)
-    session = mq.connect(broker)
+    session = mq.connect(broker, reconnect=False)
     assert broker.state == "listening"
     broker.close()
     broker.close()

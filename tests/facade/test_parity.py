@@ -29,6 +29,8 @@ INSIDE = {
     "retire",
     "handle_of",
     "carry_on",
+    "conclude",
+    "note_retry",
     "revive",
 }
 """What a person does not call: ways of opening, and what session and feed tell each other."""

@@ -96,7 +96,7 @@ def test_a_closed_session_opens_again_whole(broker: mq.Broker) -> None:
 
 
 def test_a_lost_session_says_why_and_goes_on(broker: mq.Broker) -> None:
-    with mq.connect(broker, client_id="lost") as session:
+    with mq.connect(broker, client_id="lost", reconnect=False) as session:
         session._runtime.run(_cut(session))
         assert isinstance(session.wait_closed(timeout=PATIENCE), mq.DisconnectedError)
         assert isinstance(session.close_reason, mq.DisconnectedError)

@@ -373,7 +373,7 @@ async def test_a_session_that_ends_before_the_acknowledgement(make_house: MakeHo
 async def test_reconnect_after_a_loss_goes_early_but_says_nothing_twice(make_house: MakeHouse) -> None:
     house = await make_house()
     await house.remember()
-    session = await publish_early(house, session_expiry_interval=60)
+    session = await publish_early(house, session_expiry_interval=60, reconnect=False)
     while not session.handshake.tickets:
         await session.ping()
     session.connection.abort("lost")

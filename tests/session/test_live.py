@@ -208,7 +208,7 @@ async def test_retained_messages_reach_each_feed_once(connect: Open) -> None:
 async def test_the_broker_closes() -> None:
     broker = BrokerServer(BrokerConfig(quic_port=0, tls=False, tcp=False))
     await broker.start()
-    session = await hang(AsyncSession.open(broker))
+    session = await hang(AsyncSession.open(broker, reconnect=False))
     waiting = asyncio.create_task(session.wait_closed())
     await hang(broker.close())
     reason = await hang(waiting)

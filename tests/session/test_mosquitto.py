@@ -117,7 +117,7 @@ async def test_what_mosquitto_does_not_allow(mosquitto: Mosquitto) -> None:
 async def test_taken_over_and_will(mosquitto: Mosquitto) -> None:
     async with await mosquitto.open("mqtts") as watcher:
         feed = await watcher.subscribe("will", 1)
-        first = await mosquitto.open(client_id="same", will=Will("will", b"gone", 1))
+        first = await mosquitto.open(client_id="same", will=Will("will", b"gone", 1), reconnect=False)
         second = await mosquitto.open(client_id="same")
         reason = await hang(first.wait_closed())
         assert isinstance(reason, DisconnectedError)  # this broker says nothing, it just closes
@@ -156,7 +156,8 @@ async def test_a_session_moves_between_tls_and_tcp_under_load(identities: Identi
 
 
 async def test_a_mosquitto_that_forgets_is_told_everything_anew(mosquitto: Mosquitto) -> None:
-    async with await mosquitto.open("mqtts") as session:  # no session_expiry_interval: it keeps nothing
+    # No session_expiry_interval: it keeps nothing.
+    async with await mosquitto.open("mqtts", reconnect=False) as session:
         feed = await session.subscribe("a/#", 2)
         overlapping = await session.subscribe("a/+", 1)
         session.connection.abort("cable")

@@ -157,7 +157,7 @@ async def test_idle_timeout_against_keepalive() -> None:
     """Without PINGs of QUIC and with a longer MQTT keep-alive, the idle timeout ends the session."""
     async with BrokerServer(BrokerConfig(quic_port=0, tls=False, tcp=False)) as broker:
         options = {"idle_timeout": 0.5, "keepalive": 60}
-        session = await hang(AsyncSession.open(broker, quic_keepalive=False, **options))
+        session = await hang(AsyncSession.open(broker, quic_keepalive=False, reconnect=False, **options))
         reason = await hang(session.wait_closed())
         assert "QUIC idle timeout" in str(reason)
         assert session.handshake.closed_with == "nothing was heard from the peer for the QUIC idle timeout"
@@ -172,7 +172,7 @@ async def test_idle_timeout_against_keepalive() -> None:
 
 
 async def test_close_codes(connect: Open, broker: BrokerServer) -> None:
-    session = await connect()
+    session = await connect(reconnect=False)
     [client] = broker._clients
     await client.connection.close(1, "the control stream broke")
     await hang(session.wait_closed())

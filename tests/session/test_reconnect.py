@@ -407,7 +407,7 @@ async def test_a_path_that_goes_dark_under_load(broker: BrokerServer, connect: O
 
 
 async def test_a_lost_connection_is_resumed_and_brings_what_was_missed(broker: BrokerServer, connect: Open) -> None:
-    session = await connect("quic", client_id="me", **KEPT)
+    session = await connect("quic", client_id="me", reconnect=False, **KEPT)
     other = await connect("mqtt")
     feed = await session.subscribe("news", 1)
     session.connection.abort("cable pulled")
@@ -458,6 +458,7 @@ async def test_data_streams_begin_anew_with_the_connection(broker: BrokerServer,
 async def test_a_lost_session_comes_back_in_one_round_trip() -> None:
     """With a ticket, the CONNECT that resumes the session goes in the first flight (0-RTT)."""
     options: dict[str, Any] = {"tickets": TicketStore(), "early_data": "publish", "publish_early": [("b", b"once", 1)]}
+    options["reconnect"] = False
     # A broker that takes early data.
     config = BrokerConfig(quic_port=0, tls=False, tcp=False, profile="mqttv5")
     async with BrokerServer(config) as broker, await AsyncSession.open(broker, **options, **KEPT) as session:
@@ -566,7 +567,7 @@ async def test_a_session_that_was_given_its_connection_is_told_where_to() -> Non
 async def test_a_broker_that_is_killed_and_started_again() -> None:
     first = BrokerProcess(BrokerConfig(quic_port=0, tls=False, tcp=False))
     await first.start()
-    session = await hang(AsyncSession.open(first, client_id="me", keepalive=1, **KEPT))
+    session = await hang(AsyncSession.open(first, client_id="me", keepalive=1, reconnect=False, **KEPT))
     feed = await session.subscribe("a/#", 2)
     await session.publish("a/1", b"before", 2)
     await hang(feed.wait(1))
