@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mqttquic_lab.broker.acl import AclClient, Rights
 from mqttquic_lab.broker.authenticating import Authentication
 from mqttquic_lab.broker.connecting import (
     RECEIVE_MAXIMUM,
@@ -19,7 +20,7 @@ from mqttquic_lab.broker.connecting import (
 )
 from mqttquic_lab.broker.flows import ALPN, FlowStreams
 from mqttquic_lab.broker.mqttv5 import Mqttv5Streams
-from mqttquic_lab.broker.pipeline import PINGRESP, Pipeline
+from mqttquic_lab.broker.pipeline import PINGRESP, Pipeline, as_text
 from mqttquic_lab.broker.server_flows import ServerFlowStreams
 from mqttquic_lab.broker.status import ClientInfo
 from mqttquic_lab.broker.streams import Streams
@@ -161,6 +162,7 @@ class Client(Pipeline):
     def _on_connect(self, packet: Connect) -> None:
         self.version = packet.version
         self.size_limit = packet.properties.get("maximum_packet_size")
+        self.explains = packet.properties.get("request_problem_information", 1) == 1
         name = packet.properties.get("authentication_method")
         if name is not None:
             self._authenticate(packet, name)
@@ -232,6 +234,14 @@ class Client(Pipeline):
         config = server.config
         assigned_id = None if packet.client_id else new_client_id()
         client_id = assigned_id or packet.client_id
+        self._username = packet.username if username is None else username
+        if server.acl is not None:
+            peer = self.connection
+            self.rights = Rights(server.acl, AclClient(client_id, self._username, peer.transport, peer.peer_address))
+        refusal = self._refusal(packet.will.topic) if packet.will is not None else ""
+        if refusal:
+            self.refuse(ReasonCode.NOT_AUTHORIZED, f"the will: {refusal}")
+            return
         session, present = server.open_session(client_id, packet.clean_start)
         if session is None:
             self.refuse(ReasonCode.QUOTA_EXCEEDED, "the broker holds as many sessions as it may")
@@ -242,7 +252,7 @@ class Client(Pipeline):
         self.state = check_packet(Role.SERVER, self.state, answer, self.version)
         self.outbox.write(answer.encode(self.version))
         self.session = session
-        self._username = packet.username if username is None else username
+        session.rights = self.rights
         self._clean_start = packet.clean_start
         self._connected_at = time.time()
         self._will = packet.will
@@ -262,7 +272,7 @@ class Client(Pipeline):
         if self.is_ended:
             return
         self._stats.connects_refused += 1
-        refusal = ConnAck(False, code, {"reason_string": _as_text(reason)} if reason and self.version == 5 else {})
+        refusal = ConnAck(False, code, {"reason_string": as_text(reason)} if reason and self.version == 5 else {})
         if not self.send_checked(refusal):  # [MQTT-3.2.2-19]
             self.outbox.write(ConnAck(False, code).encode(self.version))
         self._close(reason or reason_text(code))
@@ -270,6 +280,9 @@ class Client(Pipeline):
     def renamed(self, username: str) -> None:
         """Note that a client has authenticated again, as somebody."""
         self._username = username
+        if self.rights is not None:
+            self.rights.renamed(username)
+            self._router.forget_routes()
 
     def send_checked(self, packet: Packet) -> bool:
         """Send an answer unless it is larger than the client takes [MQTT-3.1.2-24]; returns whether it was sent."""
@@ -302,7 +315,7 @@ class Client(Pipeline):
         if self.version == 5 and self.session is not None:
             if code not in ALLOWED["DISCONNECT"]:  # a second CONNECT of another version is 0x84, say
                 code = ReasonCode.PROTOCOL_ERROR
-            packet = Disconnect(code, {"reason_string": _as_text(reason)} if reason else {}).encode(5)
+            packet = Disconnect(code, {"reason_string": as_text(reason)} if reason else {}).encode(5)
             if not self.takes(len(packet), count=False):
                 packet = Disconnect(code).encode(5)
             self.outbox.write(packet)
@@ -441,8 +454,3 @@ class Client(Pipeline):
         Auth: _on_auth,
     }
     """Packet type -> what to do."""
-
-
-def _as_text(reason: str) -> str:
-    """Return `reason` as a reason string that can be sent."""
-    return reason[:1000].encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -15,6 +15,7 @@ from mqttquic_lab.errors import UnknownOptionError, UsageError
 from mqttquic_lab.mqtt.profiles import DeliveryStrategy, ProfileName, profile_named
 
 if TYPE_CHECKING:
+    from mqttquic_lab.broker.acl import AclFunction, AclRule
     from mqttquic_lab.mqtt.authentication import ServerMethod
     from mqttquic_lab.quic.admission import Policy
 
@@ -80,6 +81,9 @@ class BrokerConfig:
         User name -> password. When given, everybody else is refused (reason code 0x86).
     authenticate : callable, optional
         ``authenticate(client_id, username, password)``, instead of `users`; may be a coroutine function.
+    acl : sequence or callable, optional
+        Who may publish and subscribe what: rules such as ``("ann", "publish", "plant/%u/#")``, or a function
+        ``acl(client, action, topic)``; see :mod:`mqttquic_lab.broker.acl`. Default: everybody everything.
     auth_methods : sequence or mapping, optional
         Methods of enhanced authentication (MQTT 5.0 section 4.12): ``["SCRAM-SHA-256"]`` lets `users` in without their
         passwords travelling, ``{"SCRAM-SHA-256": {"ann": "secret"}}`` others; a method of one's own is an object as
@@ -151,6 +155,9 @@ class BrokerConfig:
     disable_active_migration: bool = False
     users: Mapping[str, str] | None = field(default=None, repr=False)
     authenticate: Authenticate | None = field(default=None, repr=False)
+    acl: Sequence[AclRule | tuple[str, str, str] | Mapping[str, Any]] | AclFunction | None = field(
+        default=None, repr=False
+    )
     auth_methods: Sequence[str | ServerMethod] | Mapping[str, Any] = field(default=(), repr=False)
     max_connections: int = 1000
     max_sessions: int = 10_000

@@ -38,10 +38,11 @@ from mqttquic_lab.mqtt.state import ConnectionState, Role, check_packet
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from mqttquic_lab.broker.acl import Rights
     from mqttquic_lab.broker.router import Route
     from mqttquic_lab.broker.server import BrokerServer
     from mqttquic_lab.broker.sessions import Outgoing, Session
-    from mqttquic_lab.mqtt import Packet, Version
+    from mqttquic_lab.mqtt import Acknowledgement, Packet, SubAck, Version
     from mqttquic_lab.net.stream import ByteStream
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,11 @@ UNKNOWN = (ConnectionState.IDLE, ConnectionState.AUTHENTICATING)
 
 
 PINGRESP = PingResp().encode()
+
+
+def as_text(reason: str) -> str:
+    """Return `reason` as a reason string that can be sent."""
+    return reason[:1000].encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def ignore(*_: object) -> None:
@@ -76,6 +82,10 @@ class Pipeline(Holdable):
     version : {4, 5}
     size_limit : int or None
         Maximum Packet Size that the client takes, bytes; None for any (MQTT 5.0 section 3.1.2.11.4).
+    rights : Rights or None
+        What the client may do; None for everything.
+    explains : bool
+        Whether answers tell the client why it was refused (MQTT 5.0 section 3.1.2.11.7).
     is_plain : bool
         Whether a QoS 0 message may be copied to :attr:`outbox` unseen.
     has_ways : bool
@@ -93,6 +103,8 @@ class Pipeline(Holdable):
         self.version: Version = 5 if version is None else version
         self.session: Session | None = None
         self.size_limit: int | None = None
+        self.rights: Rights | None = None
+        self.explains = False
         self.is_plain = True
         self.has_ways = False
         self.is_ended = False
@@ -221,6 +233,7 @@ class Pipeline(Holdable):
                     and not packet.retain
                     and self.state is connected
                     and "topic_alias" not in packet.properties
+                    and (self.rights is None or self.rights.may_publish(packet.topic))
                 ):
                     route = route_of(packet.topic)
                     if route.fast:
@@ -272,16 +285,42 @@ class Pipeline(Holdable):
         topic = packet.topic
         if "topic_alias" in packet.properties or not topic:
             topic = self._resolve_alias(packet)
+        refusal = self._refusal(topic)
         if packet.qos:
-            nobody = self.version == 5 and self._router.route(topic).is_empty
-            received = session.deliveries.receive(packet, ReasonCode.NO_MATCHING_SUBSCRIBERS if nobody else 0)
+            code = 0
+            if self.version == 5:
+                nobody = not refusal and self._router.route(topic).is_empty
+                code = ReasonCode.NOT_AUTHORIZED if refusal else ReasonCode.NO_MATCHING_SUBSCRIBERS if nobody else 0
+            # A 3.1.1 client cannot be told that it may not publish: it gets its acknowledgement [MQTT-3.3.5-2].
+            received = session.deliveries.receive(packet, code)
             assert received.reply is not None
-            self.answers.write(received.reply.encode(self.version))
-            if not received.deliver:
+            self._answer(received.reply, refusal)
+            if not received.deliver and not refusal:
                 return
+        if refusal:
+            self._stats.publishes_refused += 1
+            return
         now = self._server.clock.time()
         message = Message(topic, packet.payload, packet.qos, packet.retain, packet.properties, now)
         self._server.publish(message, session.owner)
+
+    def _refusal(self, topic: str) -> str:
+        """Return why the client may not publish to a topic, "" if it may."""
+        if topic.startswith("$SYS/"):
+            return "$SYS topics are the broker's own (section 4.7.2)"
+        if self.rights is not None and not self.rights.may_publish(topic):
+            return f"publishing to {topic} is not allowed"
+        return ""
+
+    def _answer(self, packet: Acknowledgement | SubAck, reason: str) -> None:
+        """Write an answer, with its reason if the client wants to know and takes it [MQTT-3.4.2-2, MQTT-3.1.2-29]."""
+        data = packet.encode(self.version)
+        if reason and self.explains and self.version == 5:
+            packet.properties = {"reason_string": as_text(reason)}
+            longer = packet.encode(5)
+            if self.takes(len(longer), count=False):
+                data = longer
+        self.answers.write(data)
 
     def _on_early_publish(self, packet: EarlyPublish) -> None:
         self.early_messages += 1
@@ -333,8 +372,8 @@ class Pipeline(Holdable):
 
     def _on_subscribe(self, packet: Subscribe) -> None:
         assert self.session is not None
-        answer = subscribe(self._server, self.session, packet, self._retained)
-        self.answers.write(answer.encode(self.version))
+        answer, reason = subscribe(self._server, self.session, packet, self._retained)
+        self._answer(answer, reason)
         self._retained.pump()
 
     def _on_unsubscribe(self, packet: Unsubscribe) -> None:

@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import mqttquic_lab
 from mqttquic_lab import errors
+from mqttquic_lab.broker.acl import parse_acl
 from mqttquic_lab.broker.config import BrokerConfig
 from mqttquic_lab.broker.quic_options import refuse_own_congestion
 from mqttquic_lab.broker.status import BrokerStats, ClientInfo
@@ -62,6 +63,10 @@ class BrokerProcess:
             raise UsageError(
                 "authenticate= is a function and cannot be moved to another process: use users={name: password}, or "
                 "run the broker in this process"
+            )
+        if callable(self.config.acl):
+            raise UsageError(
+                "acl= is a function and cannot be moved to another process: give rules, or run the broker in this one"
             )
         if not _is_data(self.config.auth_methods):
             raise UsageError(
@@ -126,6 +131,8 @@ class BrokerProcess:
             del settings["authenticate"]
             for name in ("users", "auth_methods"):
                 settings[name] = _as_data(getattr(self.config, name))
+            rules = parse_acl(self.config.acl)
+            settings["acl"] = [dataclasses.asdict(rule) for rule in rules] if isinstance(rules, tuple) else None
             await asyncio.to_thread(_tell, process, settings)
             async with asyncio.timeout(START_TIMEOUT):
                 await asyncio.shield(self._started)

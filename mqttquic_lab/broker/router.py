@@ -22,6 +22,18 @@ MAX_ROUTED_TOPIC = 512
 """Longest topic whose route is remembered, characters: long ones would cost too much memory."""
 
 
+def may_receive(session: Session, topic: str) -> bool:
+    """Whether a session may have the messages of a topic."""
+    rights = session.owner.rights
+    return rights is None or rights.may_receive(topic)
+
+
+def is_asked(session: Session) -> bool:
+    """Whether that is to be asked for each message, because it is a function that decides."""
+    rights = session.owner.rights
+    return rights is not None and not rights.is_fixed
+
+
 class Entry:
     """One subscription of one session."""
 
@@ -68,9 +80,10 @@ class SharedGroup:
     def choose(self, message: Message) -> Entry | None:
         """Return the member whose turn it is: round robin among those connected, preferring those that keep up.
 
-        With nobody connected a QoS 0 message has no taker; others wait in the session whose turn it is.
+        With nobody connected a QoS 0 message has no taker; others wait in the session whose turn it is. Members that
+        may not have the message are passed over.
         """
-        entries = list(self.members.values())
+        entries = [entry for entry in self.members.values() if may_receive(entry.session, message.topic)]
         count = len(entries)
         busy: int | None = None
         offline: int | None = None
@@ -107,15 +120,22 @@ class Route:
         All sessions with a non-shared subscription.
     groups : list of SharedGroup
         Shared subscriptions.
+    withheld : int
+        Sessions that subscribed, but may not have the messages.
+    is_guarded : bool
+        Whether somebody has to be asked for each message.
     """
 
-    __slots__ = ("fast", "groups", "plain", "targets")
+    __slots__ = ("fast", "groups", "is_guarded", "plain", "targets", "withheld")
 
-    def __init__(self, targets: list[Target], groups: list[SharedGroup]) -> None:
+    def __init__(self, topic: str, targets: list[Target], groups: list[SharedGroup], withheld: int) -> None:
         self.targets = targets
         self.groups = groups
+        self.withheld = withheld
+        self.is_guarded = any(is_asked(target.session) for target in targets)
         self.plain: dict[Version, list[Pipeline]] = {}
-        self.fast = not groups
+        # Topics of the broker's own begin with $: whether a client may publish there is looked at (section 4.7.2).
+        self.fast = not groups and not withheld and not self.is_guarded and not topic.startswith("$")
         for target in targets:
             client = target.session.client
             if target.identifiers or target.own is not target or (client and not client.is_plain):
@@ -138,6 +158,8 @@ class Router:
         self._routes: dict[str, Route] = {}
         self.count = 0
         """Subscriptions held."""
+        self.withheld = 0
+        """Messages not delivered because the subscriber may not have them."""
 
     def subscribe(self, session: Session, subscription: Subscription, identifier: int | None) -> bool:
         """Add or replace a subscription; returns whether it is new (MQTT 5.0 section 3.8.4)."""
@@ -189,12 +211,15 @@ class Router:
         if route is None:
             by_session: dict[Session, list[Entry]] = {}
             groups: list[SharedGroup] = []
+            barred: set[Session] = set()
             for value in self._trie.match(topic):
                 if isinstance(value, SharedGroup):
                     groups.append(value)
+                elif not is_asked(value.session) and not may_receive(value.session, topic):
+                    barred.add(value.session)
                 else:
                     by_session.setdefault(value.session, []).append(value)
-            route = Route([Target(entries) for entries in by_session.values()], groups)
+            route = Route(topic, [Target(entries) for entries in by_session.values()], groups, len(barred))
             if len(topic) <= MAX_ROUTED_TOPIC:
                 if len(self._routes) >= MAX_ROUTES:
                     self._routes.clear()
@@ -204,7 +229,11 @@ class Router:
     def publish(self, message: Message, publisher: Session | None) -> None:
         """Hand a message to every session that wants it; `publisher` is the client's, whatever stream it came on."""
         route = self.route(message.topic)
+        self.withheld += route.withheld
         for target in route.targets:
+            if route.is_guarded and not may_receive(target.session, message.topic):
+                self.withheld += 1
+                continue
             chosen = target if target.session.owner is not publisher else target.own
             if chosen is not None:
                 chosen.session.deliver(

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from mqttquic_lab.broker.acl import parse_acl
 from mqttquic_lab.broker.authenticating import methods_of
 from mqttquic_lab.broker.client import Client
 from mqttquic_lab.broker.config import DEFAULT_PORTS, BrokerConfig
@@ -68,6 +69,7 @@ class BrokerServer:
         self.clock: Clock
         self._given_clock = clock
         self.profile = profile_named(self.config.profile)
+        self.acl = parse_acl(self.config.acl)
         self.auth_methods = methods_of(self.config)
         """Methods of enhanced authentication by name."""
         self.deliveries = self.config.deliveries or self.profile.deliveries[0]
@@ -255,6 +257,7 @@ class BrokerServer:
             subscriptions=self.router.count,
             retained=len(self.retained),
             retained_bytes=self.retained.nbytes,
+            deliveries_refused=self.router.withheld,
             queued=self.sessions.backlog.count if self._state != "new" else 0,
             queued_bytes=self.sessions.backlog.nbytes if self._state != "new" else 0,
             connections_refused=self.counters.connections_refused + refused,

@@ -12,6 +12,7 @@ from mqttquic_lab.mqtt.deliveries import Deliveries
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from mqttquic_lab.broker.acl import Rights
     from mqttquic_lab.broker.clock import Clock, TimerHandle
     from mqttquic_lab.broker.config import BrokerConfig
     from mqttquic_lab.broker.session_flows import SessionFlows
@@ -57,6 +58,8 @@ class Session:
         The flows of a client that speaks MQTT-next.
     client : Pipeline or None
         The control stream, or the data stream, that it sends on now.
+    rights : Rights or None
+        What the client may do; None where nothing is forbidden, or nobody has connected since the broker started.
     subscriptions : dict of str to Entry
         By topic filter as the client wrote it.
     deliveries : Deliveries
@@ -72,7 +75,8 @@ class Session:
 
     __slots__ = (
         "_backlog", "_clock", "_config", "_stats", "client", "client_id", "deliveries", "expires_at", "expiry_interval",
-        "expiry_timer", "flows", "inflight_bytes", "owner", "queue", "queued_bytes", "subscriptions",
+        "expiry_timer", "flows", "inflight_bytes", "owner", "queue", "queued_bytes", "rights",
+        "subscriptions",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +91,7 @@ class Session:
         self.client_id = client_id
         self.owner = self if owner is None else owner
         self.client: Pipeline | None = None
+        self.rights: Rights | None = None if owner is None else owner.rights
         self.flows: SessionFlows | None = None
         self.subscriptions: dict[str, Entry] = {}
         self.deliveries = Deliveries(config.max_inflight)

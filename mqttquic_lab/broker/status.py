@@ -106,7 +106,12 @@ class BrokerStats:
     """Enhanced authentications that failed, or took too long."""
     protocol_errors: int = 0
     """Connections ended because the client broke a rule or sent bytes that are no packet."""
+    publishes_refused: int = 0
+    """Messages that a client was not allowed to publish (``acl``, or ``$SYS`` topics)."""
+    deliveries_refused: int = 0
+    """Messages not sent to a subscriber that is not allowed to have them (``acl``)."""
     subscriptions_refused: int = 0
+    """Subscriptions refused: not allowed (``acl``), or too many (``max_subscriptions``)."""
     retained_refused: int = 0
     """Messages not retained because of ``max_retained`` or ``max_retained_bytes``."""
     sessions_evicted: int = 0

@@ -49,6 +49,7 @@ class DataStream(Pipeline):
         self._keepalive = client.keepalive if server.profile.keepalive == "any" else self._keepalive
         self.state = ConnectionState.CONNECTED
         self.size_limit = client.size_limit
+        self.rights, self.explains = client.rights, client.explains
         self.is_plain = client.size_limit is None
         self.can_answer = (stream.id or 0) & 3 != 2
         """False on a unidirectional stream of the client's: acknowledgements go out on the control stream."""

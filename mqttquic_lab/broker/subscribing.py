@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from mqttquic_lab.broker.router import may_receive
 from mqttquic_lab.mqtt import ReasonCode, SubAck, UnsubAck, split_shared
 
 if TYPE_CHECKING:
@@ -19,8 +20,10 @@ QUICK = 1000
 """Retained messages in the store up to which looking for matches takes no time worth speaking of."""
 
 
-def subscribe(server: BrokerServer, session: Session, packet: Subscribe, retained: RetainedDelivery) -> SubAck:
-    """Enter the subscriptions of a SUBSCRIBE and return the answer.
+def subscribe(
+    server: BrokerServer, session: Session, packet: Subscribe, retained: RetainedDelivery
+) -> tuple[SubAck, str]:
+    """Enter the subscriptions of a SUBSCRIBE; return the answer, and why something in it was refused.
 
     Filters have been checked by the decoder. ``$share/`` works for 3.1.1 clients as well, as in other brokers: to take
     it for the name of a topic level would serve nobody.
@@ -28,19 +31,27 @@ def subscribe(server: BrokerServer, session: Session, packet: Subscribe, retaine
     identifiers = packet.properties.get("subscription_identifier")
     identifier = identifiers[0] if identifiers else None
     codes: list[ReasonCode] = []
+    reason = ""
     for subscription in packet.subscriptions:
         topic_filter = subscription.filter
         is_shared = split_shared(topic_filter)[0] is not None
         known = topic_filter in session.subscriptions
+        rights = session.owner.rights
+        if rights is not None and not rights.may_subscribe(topic_filter):
+            server.counters.subscriptions_refused += 1
+            codes.append(ReasonCode.NOT_AUTHORIZED)
+            reason = reason or f"subscribing to {topic_filter} is not allowed"
+            continue
         if not known and len(session.subscriptions) >= server.config.max_subscriptions:
             server.counters.subscriptions_refused += 1
             codes.append(ReasonCode.QUOTA_EXCEEDED)
+            reason = reason or f"{server.config.max_subscriptions} subscriptions are held already"
             continue
         is_new = server.router.subscribe(session, subscription, identifier)
         codes.append(ReasonCode(subscription.qos))
         if not is_shared and (subscription.retain_handling == 0 or (subscription.retain_handling == 1 and is_new)):
             retained.add(topic_filter, subscription.qos, identifier)
-    return SubAck(packet.packet_id, tuple(codes), {})
+    return SubAck(packet.packet_id, tuple(codes), {}), reason
 
 
 def unsubscribe(server: BrokerServer, session: Session, packet: Unsubscribe) -> UnsubAck:
@@ -104,6 +115,9 @@ class RetainedDelivery:
             topic = self._topics.popleft()
             message = retained.get(topic, now)
             if message is None or self._filter not in session.subscriptions:
+                continue
+            if not may_receive(session, topic):
+                self._server.router.withheld += 1
                 continue
             session.deliver(message, min(message.qos, self._qos), True, self._identifiers)
             batch += message.size
