@@ -242,12 +242,15 @@ class Client(Pipeline):
         if refusal:
             self.refuse(ReasonCode.NOT_AUTHORIZED, f"the will: {refusal}")
             return
+        told = {**connack_properties(config, packet, assigned_id), **(properties or {})}
+        if not self.takes(len(ConnAck(False, ReasonCode.SUCCESS, told).encode(self.version)), count=False):
+            self.refuse(ReasonCode.PACKET_TOO_LARGE, "the client takes no packet as large as the CONNACK")
+            return
         session, present = server.open_session(client_id, packet.clean_start)
         if session is None:
             self.refuse(ReasonCode.QUOTA_EXCEEDED, "the broker holds as many sessions as it may")
             return
         session.expiry_interval = granted_expiry(config, packet)
-        told = {**connack_properties(config, packet, assigned_id), **(properties or {})}
         answer = ConnAck(present, ReasonCode.SUCCESS, told)
         self.state = check_packet(Role.SERVER, self.state, answer, self.version)
         self.outbox.write(answer.encode(self.version))
@@ -274,7 +277,7 @@ class Client(Pipeline):
         self._stats.connects_refused += 1
         refusal = ConnAck(False, code, {"reason_string": as_text(reason)} if reason and self.version == 5 else {})
         if not self.send_checked(refusal):  # [MQTT-3.2.2-19]
-            self.outbox.write(ConnAck(False, code).encode(self.version))
+            self.send_checked(ConnAck(False, code))
         self._close(reason or reason_text(code))
 
     def renamed(self, username: str) -> None:
