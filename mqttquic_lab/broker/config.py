@@ -6,6 +6,7 @@ end. What a bound refused or dropped is counted in :class:`mqttquic_lab.broker.s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -89,6 +90,14 @@ class BrokerConfig:
         passwords travelling, ``{"SCRAM-SHA-256": {"ann": "secret"}}`` others; a method of one's own is an object as
         :mod:`mqttquic_lab.mqtt.authentication` describes it. Clients that use none are asked for user name and
         password by `users` or `authenticate`; if there is neither, they are refused (0x87).
+    store : path, optional
+        File in which to keep sessions that outlive their connection, with their subscriptions and messages on the way,
+        retained messages and wills, so that the broker goes on after a restart, or a crash, where it was. An SQLite
+        file, made if it is not there, readable by its owner only; one broker at a time can use it. Passwords are not
+        in it, payloads are. Default: everything is in memory and ends with the broker.
+    store_sync : {"full", "normal"}
+        ``"full"``: what is acknowledged survives a power cut. ``"normal"``: it survives the end of the process, however
+        sudden, and is faster on slow disks.
     max_connections : int
         Network connections at a time; further ones are closed at once.
     max_sessions : int
@@ -159,6 +168,8 @@ class BrokerConfig:
         default=None, repr=False
     )
     auth_methods: Sequence[str | ServerMethod] | Mapping[str, Any] = field(default=(), repr=False)
+    store: str | os.PathLike[str] | None = None
+    store_sync: Literal["full", "normal"] = "full"
     max_connections: int = 1000
     max_sessions: int = 10_000
     max_session_expiry: int = 24 * 3600
@@ -187,6 +198,11 @@ class BrokerConfig:
         self._need("topic_alias_maximum", 0 <= self.topic_alias_maximum <= 65535, "must be 0 to 65535")
         self._need("max_keepalive", 0 <= self.max_keepalive <= 65535, "must be 0 to 65535 seconds")
         self._need("connect_timeout", self.connect_timeout > 0, "must be more than 0 seconds")
+        if self.store is not None:
+            path = os.fspath(self.store)
+            self._need("store", isinstance(path, str) and path != "", "give the path of a file")
+            self.store = os.path.abspath(path)  # noqa: PTH100 - symbolic links stay
+        self._need("store_sync", self.store_sync in ("full", "normal"), 'must be "full" or "normal"')
         choices = profile_named(self.profile).deliveries
         if self.deliveries is not None and self.deliveries not in choices:
             raise UsageError(

@@ -121,7 +121,7 @@ class FlowStream(DataStream):
         if self._streams.book.table.check_packet(self._id, packet, Role.CLIENT) is None:
             return  # another stream has taken the flow over (MQoQ 9.14)
         if type(packet) is PingReq:
-            self.answers.write(PINGRESP)
+            self.answers.write(PINGRESP, settled=True)
             return
         super()._handle(packet)
 
@@ -157,8 +157,7 @@ class FlowStream(DataStream):
             self._fail(error)
             return
         if change.finish:
-            self.outbox.flush()
-            stream.end()
+            self.outbox.finish()
             change = table.finish(self._id)
         self.close()
         self._streams.apply(change)

@@ -17,11 +17,12 @@ from mqttquic_lab.broker.outbox import FULL
 from mqttquic_lab.broker.pipeline import ignore
 from mqttquic_lab.broker.streams import DataStream, Opens, Streams
 from mqttquic_lab.errors import LabError
+from mqttquic_lab.mqtt import Connect, Disconnect, ReasonCode
 from mqttquic_lab.mqtt.flow_codes import ConnectionCode, FlowError, StreamCode
 from mqttquic_lab.mqtt.flow_header import FlowHeader, FlowType
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from mqttquic_lab.broker.client import Client
     from mqttquic_lab.broker.outbox import Outbox
@@ -33,6 +34,8 @@ FLOW_EXPIRE_INTERVAL = 300
 """Seconds that its delivery streams announce."""
 FIRST_FLOW_ID = 3
 """Flow id of the first delivery stream of a connection; 1 is never used."""
+MAX_FLOWS = 256
+"""Flows of a session that are remembered."""
 
 
 class Mqttv5Stream(DataStream):
@@ -42,7 +45,13 @@ class Mqttv5Stream(DataStream):
         self._client = client
         super().__init__(client, streams, stream, server)
         self.answers = client.outbox
-        self._handlers = self._UNIDIRECTIONAL
+        self._handlers = self._HANDLERS
+
+    def _on_connect(self, packet: Connect) -> None:
+        self._client.disconnect(ReasonCode.PROTOCOL_ERROR, "CONNECT on a data stream", "protocol error")
+
+    def _on_disconnect(self, packet: Disconnect) -> None:
+        self._client.end_by(packet)
 
     def _fail(self, error: ProtocolError) -> None:
         self._stats.stream_errors += 1
@@ -60,6 +69,12 @@ class Mqttv5Stream(DataStream):
         elif not self.stream.is_writable:  # it cannot deliver, and takes that for the end of the client
             self._client.abandon("a delivery stream was stopped", ConnectionCode.UNSPECIFIED)
 
+    _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
+        **DataStream.UNIDIRECTIONAL,
+        Connect: _on_connect,
+        Disconnect: _on_disconnect,
+    }
+
 
 class Mqttv5Streams(Streams):
     """The streams of one client of a broker with the profile ``mqttv5``, or of a client that is mqttv5's."""
@@ -74,6 +89,7 @@ class Mqttv5Streams(Streams):
         super().__init__(client, server)
         self._next_flow_id = FIRST_FLOW_ID
         self._known: set[int] = set()
+        self._failed: set[int] = set()
         self._unread: dict[int, ByteStream] = {}
         self._topics: OrderedDict[str, DataStream] = OrderedDict()
         self._retired: deque[DataStream] = deque()
@@ -81,12 +97,24 @@ class Mqttv5Streams(Streams):
         is_ours = server.deliveries in ("per-topic", "per-publish")
         self.carry_deliveries = is_ours and client.connection.transport == "quic"
 
+    def serves(self, stream: ByteStream) -> bool:
+        """Whether such streams are looked at; what is refused is refused by its header."""
+        return True
+
     def _serve(self, stream: ByteStream) -> None:
         number = stream.id or 0
         self._unread[number] = stream
+        is_odd_one = not number & 2 and self._profile.bidirectional != "data"
 
         def done(header: FlowHeader | None, rest: bytes) -> None:
-            code = None if header is None else self._refusal(header)
+            if is_odd_one:
+                code: int | None = self._bidirectional_refusal(header)
+                if code is None:  # the "discard handshake": whatever was known of the flow is forgotten
+                    del self._unread[number]
+                    stream.end()
+                    return
+            else:
+                code = None if header is None else self._refusal(header)
             if code is not None:
                 refuse(code)
                 return
@@ -122,10 +150,25 @@ class Mqttv5Streams(Streams):
             if header.flags.clean:
                 return StreamCode.DISCARD_STATE
             if header.flow_id not in self._known:
+                if header.flow_id in self._failed:
+                    self._client.abandon("recovered again", ConnectionCode.TOO_MANY_RECOVER_ATTEMPTS)
+                elif len(self._failed) < MAX_FLOWS:
+                    self._failed.add(header.flow_id)
                 return StreamCode.NO_FLOW_STATE
-        if len(self._known) < 256:
+        if len(self._known) < MAX_FLOWS:
             self._known.add(header.flow_id)
         return None
+
+    def _bidirectional_refusal(self, header: FlowHeader | None) -> int | None:
+        """Return the code with which a bidirectional stream of the client's is refused; None if it is a discard."""
+        if header is None or header.type is FlowType.CONTROL:
+            return self._profile.refusal_code
+        if header.type is FlowType.SERVER_DATA or header.flow_id & 1:
+            return StreamCode.BAD_FLOW_ID
+        if header.type is FlowType.CLIENT_DATA and header.flags.discards and not header.expire_interval:
+            self._known.discard(header.flow_id)
+            return None
+        return StreamCode.FLOW_REFUSED
 
     def _add(self, stream: ByteStream) -> DataStream:
         number = stream.id or 0
@@ -181,7 +224,7 @@ class Mqttv5Streams(Streams):
         past.bytes_out += outbox.bytes_out
         past.dropped += outbox.dropped
         assert served.stream is not None
-        served.stream.end()
+        outbox.finish()
         if (served.stream.id or 0) & 2:
             served.close()  # nothing comes back on it
             return

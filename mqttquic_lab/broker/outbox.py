@@ -9,14 +9,19 @@ is written but not taken, each answering a different question:
 - full also stops QoS 1 and 2 messages from leaving the session's own, bounded queue.
 - overflow (``max_pending_bytes``): QoS 0 messages for it are dropped and counted, and it is not read from itself:
   a client that does not take its answers may not ask for more.
+
+Where the broker has a store, packets that attest something wait here until that is on disk, and what comes after them
+on the same stream waits behind them: see :mod:`mqttquic_lab.broker.store.journal`.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING
 
 from mqttquic_lab.errors import LabError
+from mqttquic_lab.mqtt import ConnAck
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.broker.clock import Clock, TimerHandle
     from mqttquic_lab.broker.config import BrokerConfig
     from mqttquic_lab.broker.status import BrokerStats
+    from mqttquic_lab.broker.store.journal import Journal
     from mqttquic_lab.net.stream import ByteStream
 
 FULL = 256 * 1024
@@ -43,6 +49,10 @@ class Holdable:
         """Take a reason back."""
         raise NotImplementedError
 
+    def cut_off(self, code: int, reason: str, *, unanswered: bool) -> None:
+        """End: what it was to be told cannot be kept. `unanswered` if CONNACK was among it."""
+        raise NotImplementedError
+
 
 class FlushQueue:
     """The outboxes with something to write.
@@ -53,26 +63,35 @@ class FlushQueue:
 
     def __init__(self) -> None:
         self.waiting: list[Outbox] = []
-        self._in_batch = False
+        self.journal: Journal | None = None
+        """The store's, where the broker has one."""
+        self.in_batch = False
+        """Whether packets are being worked on."""
+        self._recorded = 0
 
     def add(self, outbox: Outbox) -> None:
         """Note that an outbox wants to be flushed."""
-        if not self.waiting and not self._in_batch:
+        if not self.waiting and not self.in_batch:
             asyncio.get_running_loop().call_soon(self.flush)
         self.waiting.append(outbox)
 
     def begin(self) -> None:
         """Start a batch; :meth:`flush` ends it."""
-        self._in_batch = True
+        self.in_batch = True
+        if self.journal is not None:
+            self._recorded = self.journal.recorded
 
     def flush(self, publisher: Holdable | None = None) -> None:
         """Write everything, and hold `publisher` for those who are full now."""
-        self._in_batch = False
+        self.in_batch = False
         waiting, self.waiting = self.waiting, []
         for outbox in waiting:
             outbox.flush()
             if publisher is not None and outbox.wants_relief:
                 outbox.hold(publisher)
+        journal = self.journal
+        if journal is not None and publisher is not None and journal.is_behind and journal.recorded != self._recorded:
+            journal.hold(publisher)
 
 
 class Outbox:
@@ -89,9 +108,10 @@ class Outbox:
     """
 
     __slots__ = (
-        "_clock", "_dirty", "_flushes", "_full_reason", "_grace", "_held", "_limit", "_messages", "_on_room", "_owner",
-        "_parts", "_queue_is_short", "_stats", "_stream", "_task", "_timer", "bytes_out", "dropped", "is_full",
-        "is_lagging", "is_overflowing", "messages_out", "queue_is_long", "total_pending",
+        "_clock", "_dirty", "_flushes", "_full_reason", "_grace", "_held", "_is_closed", "_is_ending", "_is_unsettled",
+        "_journal", "_limit", "_messages", "_on_room", "_owner", "_parts", "_queue_is_short", "_stats", "_stream",
+        "_task", "_timer", "_unsettled", "_unsettled_bytes", "bytes_out", "dropped", "is_full", "is_lagging",
+        "is_overflowing", "messages_out", "queue_is_long", "total_pending",
     )  # fmt: skip
 
     def __init__(
@@ -116,6 +136,12 @@ class Outbox:
         self._messages = 0
         self._dirty = False
         self._held: set[Holdable] = set()
+        self._journal = flushes.journal
+        self._is_unsettled = False  # whether a packet among the parts attests something
+        self._unsettled: deque[tuple[int, bytes, int]] = deque()  # transaction, packets, messages among them
+        self._unsettled_bytes = 0
+        self._is_closed = False
+        self._is_ending = False
         self._full_reason = object()
         self._task: asyncio.Task[None] | None = None
         self._timer: TimerHandle | None = None
@@ -134,16 +160,18 @@ class Outbox:
         self.bytes_out = 0
         self.dropped = 0
 
-    def write(self, packet: bytes) -> None:
-        """Queue a packet that may not be dropped."""
+    def write(self, packet: bytes, *, settled: bool = False) -> None:
+        """Queue a packet that may not be dropped; `settled` if it attests nothing that has to be on disk first."""
         self._parts.append(packet)
+        if not settled:
+            self._is_unsettled = True
         if not self._dirty:
             self._dirty = True
             self._flushes.add(self)
 
     def push(self, packets: bytes, count: int) -> None:
         """Queue `count` QoS 0 messages, unless the client has too much to read already."""
-        if self.is_overflowing:
+        if self.is_overflowing or self._unsettled_bytes > self._limit:
             self.dropped += count
             self._stats.dropped_qos0 += count
             return
@@ -153,10 +181,10 @@ class Outbox:
             self._dirty = True
             self._flushes.add(self)
 
-    def send(self, packet: bytes) -> None:
-        """Queue one QoS 1 or 2 message."""
+    def send(self, packet: bytes, *, kept: bool = False) -> None:
+        """Queue one QoS 1 or 2 message; `kept` if its session is."""
         self._messages += 1
-        self.write(packet)
+        self.write(packet, settled=not kept)
 
     def flush(self) -> None:
         """Write what was queued."""
@@ -166,14 +194,26 @@ class Outbox:
             return
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         self._parts = []
-        self.messages_out += self._messages
-        self._stats.messages_out += self._messages
-        self._messages = 0
+        messages, self._messages = self._messages, 0
+        journal = self._journal
+        if journal is not None and (self._is_unsettled or self._unsettled):
+            ticket = journal.ticket(in_batch=self._flushes.in_batch) if self._is_unsettled else self._unsettled[-1][0]
+            self._is_unsettled = False
+            if ticket:
+                self._unsettled.append((ticket, data, messages))
+                self._unsettled_bytes += len(data)
+                journal.wait(ticket, self)
+                return
+        self._write_out(data, messages)
+
+    def _write_out(self, data: bytes, messages: int) -> None:
+        self.messages_out += messages
+        self._stats.messages_out += messages
         self.bytes_out += len(data)
         self._stats.bytes_out += len(data)
         self._stream.write(data)
         pending = self._stream.pending
-        if pending > FULL:
+        if pending > FULL and not self._is_closed:
             self.is_full = True
             if self.total_pending is not None:
                 pending = self.total_pending()
@@ -185,7 +225,44 @@ class Outbox:
     @property
     def pending(self) -> int:
         """Bytes queued or written that the client has not taken yet."""
-        return self._stream.pending + sum(map(len, self._parts))
+        return self._stream.pending + self._unsettled_bytes + sum(map(len, self._parts))
+
+    # --- what waits for the disk --------------------------------------------------------------------------------
+
+    def settle(self, ticket: int) -> None:
+        """Write what waited for this transaction or an earlier one."""
+        ready: list[bytes] = []
+        messages = 0
+        while self._unsettled and self._unsettled[0][0] <= ticket:
+            _, data, count = self._unsettled.popleft()
+            ready.append(data)
+            messages += count
+        if ready:
+            data = ready[0] if len(ready) == 1 else b"".join(ready)
+            self._unsettled_bytes -= len(data)
+            self._write_out(data, messages)
+        if self._is_ending and not self._unsettled:
+            self._is_ending = False
+            self._stream.end()
+
+    def cut_off(self, code: int, reason: str) -> None:
+        """Drop what waits, because it cannot be kept, and end the connection."""
+        unanswered = any(data[0] >> 4 == ConnAck.TYPE for _, data, _ in self._unsettled)
+        self._unsettled.clear()
+        self._unsettled_bytes = 0
+        self._journal = None
+        if self._is_ending:
+            self._is_ending = False
+            self._stream.end()
+        self._owner.cut_off(code, reason, unanswered=unanswered)
+
+    def finish(self) -> None:
+        """Write what was queued, then FIN."""
+        self.flush()
+        if self._unsettled:
+            self._is_ending = True
+        else:
+            self._stream.end()
 
     @property
     def wants_relief(self) -> bool:
@@ -257,7 +334,7 @@ class Outbox:
 
     def close(self) -> None:
         """Forget what is queued and let go of everybody; the connection ends."""
-        self.is_overflowing = True
+        self.is_overflowing = self._is_closed = True
         self._parts.clear()
         self._messages = 0
         if self._task is not None:

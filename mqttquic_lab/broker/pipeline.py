@@ -287,6 +287,10 @@ class Pipeline(Holdable):
             topic = self._resolve_alias(packet)
         refusal = self._refusal(topic)
         if packet.qos:
+            journal = self._server.journal
+            if journal is not None and journal.is_failing:
+                self._refuse_unkept(packet, session)
+                return
             code = 0
             if self.version == 5:
                 nobody = not refusal and self._router.route(topic).is_empty
@@ -295,6 +299,8 @@ class Pipeline(Holdable):
             received = session.deliveries.receive(packet, code)
             assert received.reply is not None
             self._answer(received.reply, refusal)
+            if received.deliver and packet.qos == 2 and session.kept is not None:
+                session.kept.received(received.reply.packet_id)
             if not received.deliver and not refusal:
                 return
         if refusal:
@@ -312,15 +318,35 @@ class Pipeline(Holdable):
             return f"publishing to {topic} is not allowed"
         return ""
 
-    def _answer(self, packet: Acknowledgement | SubAck, reason: str) -> None:
-        """Write an answer, with its reason if the client wants to know and takes it [MQTT-3.4.2-2, MQTT-3.1.2-29]."""
+    def _answer(self, packet: Acknowledgement | SubAck, reason: str, *, settled: bool = False) -> None:
+        """Write an answer, with its reason if the client wants to know and takes it [MQTT-3.4.2-2, MQTT-3.1.2-29].
+
+        See :meth:`Outbox.write` for `settled`.
+        """
         data = packet.encode(self.version)
         if reason and self.explains and self.version == 5:
             packet.properties = {"reason_string": as_text(reason)}
             longer = packet.encode(5)
             if self.takes(len(longer), count=False):
                 data = longer
-        self.answers.write(data)
+        self.answers.write(data, settled=settled)
+
+    def _refuse_unkept(self, packet: Publish, session: Session) -> None:
+        """Refuse a message that the store cannot keep now (0x97); 3.1.1 knows no other way than to end."""
+        self._stats.store_refused += 1
+        reason = "the broker cannot store messages"
+        if self.version == 5:
+            received = session.deliveries.receive(packet, ReasonCode.QUOTA_EXCEEDED)
+            assert received.reply is not None
+            # A QoS 2 message that was there before is acknowledged as before, but that has to be on disk.
+            refused = received.reply.reason_code >= 0x80
+            self._answer(received.reply, reason if refused else "", settled=refused)
+        else:
+            self.disconnect(ReasonCode.QUOTA_EXCEEDED, reason)
+
+    def cut_off(self, code: int, reason: str, *, unanswered: bool) -> None:
+        """See :meth:`Holdable.cut_off`."""
+        self.disconnect(code, reason)
 
     def _on_early_publish(self, packet: EarlyPublish) -> None:
         self.early_messages += 1
@@ -355,12 +381,15 @@ class Pipeline(Holdable):
         assert session is not None
         reply = session.acknowledge(packet)
         if reply is not None:
-            self.answers.write(reply.encode(self.version))
+            self.answers.write(reply.encode(self.version), settled=session.kept is None)
         self.on_room()
 
     def _on_pubrel(self, packet: PubRel) -> None:
-        assert self.session is not None
-        self.answers.write(self.session.deliveries.release(packet).encode(self.version))
+        session = self.session
+        assert session is not None
+        if session.kept is not None:
+            session.kept.completed(packet.packet_id)
+        self.answers.write(session.deliveries.release(packet).encode(self.version), settled=session.kept is None)
 
     def on_room(self) -> None:
         """Send what waited for room: in the connection, or among the unacknowledged messages."""
@@ -373,12 +402,13 @@ class Pipeline(Holdable):
     def _on_subscribe(self, packet: Subscribe) -> None:
         assert self.session is not None
         answer, reason = subscribe(self._server, self.session, packet, self._retained)
-        self._answer(answer, reason)
+        self._answer(answer, reason, settled=self.session.kept is None)
         self._retained.pump()
 
     def _on_unsubscribe(self, packet: Unsubscribe) -> None:
         assert self.session is not None
-        self.answers.write(unsubscribe(self._server, self.session, packet).encode(self.version))
+        answer = unsubscribe(self._server, self.session, packet)
+        self.answers.write(answer.encode(self.version), settled=self.session.kept is None)
 
     # --- what others ask ----------------------------------------------------------------------------------------
 

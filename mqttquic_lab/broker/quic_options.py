@@ -110,7 +110,7 @@ def listener_options(config: BrokerConfig, profile: BrokerProfile) -> dict[str, 
     return options
 
 
-def counted(listeners: Iterable[Listener]) -> dict[str, int]:
+def counted(listeners: Iterable[Listener]) -> dict[str, Any]:
     """Return the counters of the QUIC listeners by their names in :class:`BrokerStats`."""
     sums = dict.fromkeys(
         ("retries", "version_negotiations", "amplification_limited", "tickets_issued", "resumptions",

@@ -8,6 +8,7 @@ from mqttquic_lab.mqtt import TopicMap
 
 if TYPE_CHECKING:
     from mqttquic_lab.broker.message import Message
+    from mqttquic_lab.broker.store.journal import Journal
 
 
 SEARCH_INTERVAL = 1.0
@@ -33,6 +34,8 @@ class RetainedMessages:
         self._searched_at = -SEARCH_INTERVAL
         self.nbytes = 0
         """Topic and payload bytes held."""
+        self.journal: Journal | None = None
+        """The store's, where the broker has one."""
 
     def __len__(self) -> int:
         return len(self._by_topic)
@@ -60,6 +63,8 @@ class RetainedMessages:
         self._messages.set(message.topic, message)
         self._by_topic[message.topic] = message
         self.nbytes += message.size
+        if self.journal is not None:
+            self.journal.retain(message)
         return True
 
     def _has_room(self, message: Message) -> bool:
@@ -71,6 +76,8 @@ class RetainedMessages:
         if message is not None:
             self._messages.remove(topic)
             self.nbytes -= message.size
+            if self.journal is not None:
+                self.journal.unretain(message)
 
     def get(self, topic: str, now: float) -> Message | None:
         """Return a topic's message unless it has expired."""

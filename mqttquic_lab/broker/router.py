@@ -166,6 +166,8 @@ class Router:
         entry = Entry(session, subscription, identifier)
         is_new = subscription.filter not in session.subscriptions
         session.subscriptions[subscription.filter] = entry
+        if session.kept is not None:
+            session.kept.subscribed(entry)
         name, topic_filter = split_shared(subscription.filter)
         if name is None:
             self._trie.add(topic_filter, session, entry)
@@ -183,6 +185,8 @@ class Router:
         """Remove a subscription; returns whether there was one."""
         if session.subscriptions.pop(topic_filter, None) is None:
             return False
+        if session.kept is not None:
+            session.kept.unsubscribed(topic_filter)
         name, plain_filter = split_shared(topic_filter)
         if name is None:
             self._trie.remove(plain_filter, session)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import shutil
 import tempfile
+import time
 import weakref
 from functools import partial
 from pathlib import Path
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.broker.message import Message
     from mqttquic_lab.broker.sessions import Session
     from mqttquic_lab.broker.status import ClientInfo
+    from mqttquic_lab.broker.store import Journal
     from mqttquic_lab.mqtt import Will
     from mqttquic_lab.net.certificates import ServerIdentity
     from mqttquic_lab.net.stream import ByteStream, Connection, Listener
@@ -56,6 +59,8 @@ class BrokerServer:
         Settings; all defaults otherwise.
     clock : Clock, optional
         Time and timers; the running loop's by default. For tests.
+    epoch : callable, optional
+        Seconds since the epoch, for what has to be known after a restart. For tests.
 
     Examples
     --------
@@ -64,10 +69,19 @@ class BrokerServer:
     ...         print(broker.url, broker.ca_file)
     """
 
-    def __init__(self, config: BrokerConfig | None = None, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: BrokerConfig | None = None,
+        *,
+        clock: Clock | None = None,
+        epoch: Callable[[], float] = time.time,
+    ) -> None:
         self.config = config if config is not None else BrokerConfig()
         self.clock: Clock
         self._given_clock = clock
+        self._epoch = epoch
+        self.journal: Journal | None = None
+        """What keeps sessions and messages on disk, with ``store=``."""
         self.profile = profile_named(self.config.profile)
         self.acl = parse_acl(self.config.acl)
         self.auth_methods = methods_of(self.config)
@@ -125,10 +139,21 @@ class BrokerServer:
         self._wills = Wills(self.clock, self._publish_will)
         self.sessions = SessionStore(self.config, self.counters, self.clock, self._session_ended)
         try:
+            if self.config.store is not None:
+                await self._open_store(os.fspath(self.config.store))
             await self._listen()
         except BaseException:
             await self.close()
             raise
+
+    async def _open_store(self, path: str) -> None:
+        from mqttquic_lab.broker.store import Journal, StoreFile, restore  # here, for who does without
+
+        journal = Journal(StoreFile(path, self.config.store_sync), self.counters, self.clock, self._epoch)
+        await journal.open()
+        self.journal = self._wills.journal = self.sessions.journal = journal
+        await restore(journal, self.sessions, self.router, self.retained, self._wills, self.clock.time())
+        self.flushes.journal = journal
 
     async def _listen(self) -> None:
         config = self.config
@@ -187,7 +212,8 @@ class BrokerServer:
     async def close(self) -> None:
         """Tell every client (0x8B, server shutting down), close, and remove the certificate file. Safe to repeat.
 
-        Sessions, retained messages and wills end with the broker; wills are not published any more.
+        Sessions, retained messages and wills end with the broker, unless it has a store; wills are not published any
+        more, or when the broker starts with its store again.
         """
         if self._state == "closed":
             return
@@ -202,6 +228,8 @@ class BrokerServer:
         while self._tasks:
             await asyncio.wait(list(self._tasks))
         await asyncio.gather(*(listener.close() for listener in self._listeners))
+        if self.journal is not None:
+            await self.journal.close()
         self._waiting.close()
         if self._cleanup is not None:
             self._cleanup()
@@ -343,6 +371,17 @@ class BrokerServer:
             self._wills.session_resumed(session)
         return session, present
 
+    def session_begins(self, session: Session, expiry_interval: int, will: Will | None) -> None:
+        """Note what the CONNECT that was just accepted says of its session."""
+        self.sessions.begin(session, expiry_interval)
+        self._wills.connected(session, will)
+
+    async def hang_up(self, connection: Connection, code: int, reason: str) -> None:
+        """Close a connection, once what was written on it has left: it may have to be on disk first."""
+        if self.journal is not None:
+            await self.journal.settled()
+        await connection.close(code, reason)
+
     def end_stream_session(self, session: Session) -> None:
         """End what belonged to a data stream."""
         self.router.unsubscribe_all(session)
@@ -360,6 +399,8 @@ class BrokerServer:
             session.disconnected()
             if will is not None:
                 self._wills.connection_lost(session, will)
+            else:
+                self._wills.withdrawn(session)
             self.sessions.leave(session)
         self.changed()
 

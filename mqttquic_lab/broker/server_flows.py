@@ -71,9 +71,7 @@ class ServerFlow(FlowStream):
 
     def end(self) -> Change:
         """Send FIN: the flow is over when the client has sent its own (MQoQ 9.13.1)."""
-        assert self.stream is not None
-        self.outbox.flush()
-        self.stream.end()
+        self.outbox.finish()
         return self._streams.book.table.finish(self._id)
 
     def cancel(self) -> None:

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from mqttquic_lab.broker.acl import Rights
     from mqttquic_lab.broker.clock import Clock, TimerHandle
     from mqttquic_lab.broker.config import BrokerConfig
-    from mqttquic_lab.broker.session_flows import SessionFlows
     from mqttquic_lab.broker.message import Message
     from mqttquic_lab.broker.pipeline import Pipeline
     from mqttquic_lab.broker.router import Entry
+    from mqttquic_lab.broker.session_flows import SessionFlows
     from mqttquic_lab.broker.status import BrokerStats
+    from mqttquic_lab.broker.store.journal import Journal
+    from mqttquic_lab.broker.store.kept import KeptSession
     from mqttquic_lab.mqtt import PubComp
     from mqttquic_lab.mqtt.deliveries import Delivery
 
@@ -34,6 +36,8 @@ class Outgoing(NamedTuple):
     qos: int
     retain: bool
     identifiers: tuple[int, ...]
+    number: int = 0
+    """In the store; 0 in a session that is not kept."""
 
 
 class Backlog:
@@ -71,11 +75,13 @@ class Session:
         Topic and payload bytes of those, and of the messages sent and not acknowledged.
     expiry_interval : int
         Seconds the session is kept after the connection has ended.
+    kept : KeptSession or None
+        Notes every change, where the broker has a store and the session outlives its connection.
     """
 
     __slots__ = (
         "_backlog", "_clock", "_config", "_stats", "client", "client_id", "deliveries", "expires_at", "expiry_interval",
-        "expiry_timer", "flows", "inflight_bytes", "owner", "queue", "queued_bytes", "rights",
+        "expiry_timer", "flows", "inflight_bytes", "kept", "owner", "queue", "queued_bytes", "rights",
         "subscriptions",
     )  # fmt: skip
 
@@ -93,6 +99,7 @@ class Session:
         self.client: Pipeline | None = None
         self.rights: Rights | None = None if owner is None else owner.rights
         self.flows: SessionFlows | None = None
+        self.kept: KeptSession | None = None
         self.subscriptions: dict[str, Entry] = {}
         self.deliveries = Deliveries(config.max_inflight)
         self.deliveries.suspend()
@@ -149,7 +156,7 @@ class Session:
         if (
             client is not None
             and client.has_ways
-            and (qos == 0 or not self.queue)
+            and (qos == 0 or (not self.queue and self.kept is None))  # the books of a flow are not kept
             and client.divert(Outgoing(message, qos, retain, identifiers))
         ):
             return
@@ -159,7 +166,8 @@ class Session:
                 if client.takes(len(packet)):
                     client.way(message.topic).push(packet, 1)
             return
-        outgoing = Outgoing(message, qos, retain, identifiers)
+        number = 0 if self.kept is None else self.kept.add(message, qos, retain, identifiers)
+        outgoing = Outgoing(message, qos, retain, identifiers, number)
         if client is None or self.queue:
             self._enqueue(outgoing)
             return
@@ -169,29 +177,35 @@ class Session:
 
     def _begin(self, client: Pipeline, outgoing: Outgoing, outbox: Outbox) -> bool:
         """Send a message for the first time; returns False if as much as allowed is under way already."""
-        message, qos, retain, identifiers = outgoing
-        deliveries = self.deliveries
+        message, qos, retain, identifiers, _ = outgoing
+        deliveries, kept = self.deliveries, self.kept
         if deliveries.quota == 0:
             return False
         if self.inflight_bytes and self.inflight_bytes + message.size > self._config.max_queued_bytes:
             return False
         form = message.form(client.version, qos, retain, identifiers, self._clock.time())
         if not client.takes(form.size):
+            if kept is not None:
+                kept.remove(outgoing)
             return True  # dropped for good: it would never fit [MQTT-3.1.2-25]
         self.inflight_bytes += message.size
         packet_id = deliveries.send(message.topic, message.payload, qos, token=outgoing)
         if packet_id is not None:
-            outbox.send(form.encode(packet_id))
+            if kept is not None:
+                kept.sending(outgoing, packet_id)
+            outbox.send(form.encode(packet_id), kept=kept is not None)
         return True  # without an identifier, it comes back among the sendable ones
 
     def _send(self, client: Pipeline, delivery: Delivery) -> None:
         """Send what Deliveries hands out: a message again, after the client came back, or a postponed one."""
-        message, qos, retain, identifiers = delivery.token
-        packet_id = delivery.packet_id
+        message, qos, retain, identifiers, _ = delivery.token
+        packet_id, kept = delivery.packet_id, self.kept
         assert packet_id is not None
+        if kept is not None and not delivery.dup:
+            kept.sending(delivery.token, packet_id)
         form = message.form(client.version, qos, retain, identifiers, self._clock.time())
         if client.takes(form.size):
-            client.way(message.topic).send(form.encode(packet_id, delivery.dup))
+            client.way(message.topic).send(form.encode(packet_id, delivery.dup), kept=kept is not None)
             return
         # The client came back with a smaller Maximum Packet Size: go on as if it had got this one [MQTT-3.1.2-25].
         kind = PubAck if qos == 1 else PubRec
@@ -208,6 +222,10 @@ class Session:
         outcome = self.deliveries.acknowledge(packet)
         if outcome.finished is not None:
             self.inflight_bytes -= outcome.finished.token.message.size
+            if self.kept is not None:
+                self.kept.remove(outcome.finished.token)
+        elif outcome.accepted is not None and self.kept is not None:
+            self.kept.accepted(outcome.accepted.token, packet.packet_id)
         client = self.client
         if client is not None:
             for delivery in outcome.sendable:
@@ -215,21 +233,30 @@ class Session:
         return outcome.reply
 
     def _enqueue(self, outgoing: Outgoing) -> None:
-        config, backlog = self._config, self._backlog
+        backlog = self._backlog
+        if self.kept is not None and not outgoing.number:  # it was on its way in a flow
+            outgoing = outgoing._replace(number=self.kept.add(*outgoing[:4]))
         self.queue.append(outgoing)
         self.queued_bytes += outgoing.message.size
         backlog.count += 1
         backlog.nbytes += outgoing.message.size
+        self.trim()
+        self._note_queue()
+
+    def trim(self) -> None:
+        """Give up the oldest of what waits, as far as the bounds ask for it."""
+        config, backlog = self._config, self._backlog
         while self.queue and (
             len(self.queue) > config.max_queued
             or self.queued_bytes > config.max_queued_bytes
             or backlog.nbytes > config.max_total_queued_bytes
         ):
-            self._pop()
+            outgoing = self._pop()
+            if self.kept is not None:
+                self.kept.remove(outgoing)
             self._stats.dropped_queue += 1
             if self.client is not None:
                 self.client.outbox.dropped += 1
-        self._note_queue()
 
     def _pop(self) -> Outgoing:
         outgoing = self.queue.popleft()
@@ -258,7 +285,9 @@ class Session:
                 break
             if outgoing.message.is_expired(now):
                 self._stats.expired += 1
-            elif client.has_ways and client.divert(outgoing):
+                if self.kept is not None:
+                    self.kept.remove(outgoing)
+            elif client.has_ways and self.kept is None and client.divert(outgoing):
                 pass
             elif not self._begin(client, outgoing, outbox):
                 break
@@ -283,6 +312,27 @@ class Session:
     def take_queue(self) -> list[Outgoing]:
         """Return what waits, and let go of it."""
         return [self._pop() for _ in range(len(self.queue))]
+
+    def restore(
+        self,
+        sent: Iterable[Delivery],
+        released: Iterable[Delivery],
+        received: Iterable[int],
+        waiting: Iterable[Outgoing],
+    ) -> None:
+        """Take over what a store has kept: see :meth:`Deliveries.restore`, and what waits, oldest first."""
+        sent, released = list(sent), list(released)
+        self.deliveries.restore(sent, released, received)
+        self.inflight_bytes += sum(delivery.token.message.size for delivery in (*sent, *released))
+        self.queue.extend(waiting)
+        nbytes = sum(outgoing.message.size for outgoing in self.queue)
+        self.queued_bytes += nbytes
+        self._backlog.count += len(self.queue)
+        self._backlog.nbytes += nbytes
+
+    def unfinished(self) -> list[Outgoing]:
+        """Return the messages under way and those that wait."""
+        return [*(delivery.token for delivery in self.deliveries.unfinished()), *self.queue]
 
     def give_up(self, deliveries: Iterable[Delivery]) -> None:
         """Count messages under way whose exchange will never end."""
@@ -325,6 +375,8 @@ class SessionStore:
         self._sessions: dict[str, Session] = {}
         self.backlog = Backlog()
         """What waits in all of them together."""
+        self.journal: Journal | None = None
+        """The store's, where the broker has one."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -368,15 +420,52 @@ class SessionStore:
         self.end(min(away, key=lambda session: session.expires_at))
         return True
 
-    def leave(self, session: Session) -> None:
-        """Note that a session's connection has ended: it ends too, or starts to expire."""
+    def begin(self, session: Session, expiry_interval: int) -> None:
+        """Note for how long a session is kept whose client has just connected."""
+        session.expiry_interval = expiry_interval
+        if self.journal is None:
+            return
+        if session.kept is None:
+            if expiry_interval:
+                session.kept = self.journal.keep_session(session.client_id, expiry_interval)
+        elif expiry_interval:
+            session.kept.changed(session.client_id, expiry_interval, None)
+        else:  # it ends with this connection, whatever ends that
+            session.kept.end(session.unfinished())
+            session.kept = None
+
+    def restored(self, client_id: str, expiry_interval: int) -> Session:
+        """Return a new session that a store has kept; :meth:`leave` lets it expire."""
+        session = Session(client_id, self._config, self._stats, self._clock, self.backlog)
+        session.expiry_interval = expiry_interval
+        self._sessions[client_id] = session
+        return session
+
+    def shrink(self) -> None:
+        """End disconnected sessions until there are no more than ``max_sessions``."""
+        while len(self._sessions) > self._config.max_sessions and self._evict():
+            pass
+
+    def leave(self, session: Session, expires_at: float | None = None) -> None:
+        """Note that a session's connection has ended: it ends too, or starts to expire.
+
+        Parameters
+        ----------
+        session : Session
+            The session.
+        expires_at : float, optional
+            When, on the broker's clock; by default its expiry interval from now.
+        """
         session.disconnected()
         interval = session.expiry_interval
         if interval == 0:
             self.end(session)
             return
-        session.expires_at = self._clock.time() + interval
-        session.expiry_timer = self._clock.call_later(interval, self._expire, session)
+        now = self._clock.time()
+        session.expires_at = now + interval if expires_at is None else expires_at
+        session.expiry_timer = self._clock.call_later(max(0.0, session.expires_at - now), self._expire, session)
+        if session.kept is not None and expires_at is None:
+            session.kept.changed(session.client_id, interval, session.expires_at)
 
     def _expire(self, session: Session) -> None:
         session.expiry_timer = None
@@ -390,6 +479,9 @@ class SessionStore:
             session.expiry_timer = None
         if self._sessions.get(session.client_id) is session:
             del self._sessions[session.client_id]
+            if session.kept is not None:
+                session.kept.end(session.unfinished())
+                session.kept = None
             self._on_end(session)
             session.discard()
 
@@ -398,6 +490,9 @@ class SessionStore:
         for session in self._sessions.values():
             if session.expiry_timer is not None:
                 session.expiry_timer.cancel()
+            elif session.kept is not None:  # connected until now
+                expires_at = self._clock.time() + session.expiry_interval
+                session.kept.changed(session.client_id, session.expiry_interval, expires_at)
             if session.flows is not None:
                 session.flows.end()
         self._sessions.clear()

@@ -75,6 +75,14 @@ class BrokerStats:
     queued: int = 0
     """QoS 1 and 2 messages waiting in all sessions."""
     queued_bytes: int = 0
+    stored_messages: int = 0
+    """Messages in the store, each counted once: retained, under way, and waiting (``store=``)."""
+    stored_bytes: int = 0
+    """Topic and payload bytes of those."""
+    store_committed_at: float = 0.0
+    """When something was written to the store last, seconds since the epoch; 0 if never."""
+    store_error: str = ""
+    """Why the store cannot be written now; empty when all is well."""
 
     connections_total: int = 0
     """Network connections ever accepted."""
@@ -150,6 +158,16 @@ class BrokerStats:
     """QUIC streams reset because they are not served: by the profile, or because the client is gone."""
     streams_total: int = 0
     """QUIC streams served beside control streams."""
+    store_commits: int = 0
+    """Transactions written to the store."""
+    store_seconds: float = 0.0
+    """Seconds they took together; the broker goes on meanwhile."""
+    store_slowest: float = 0.0
+    """Seconds the slowest took."""
+    store_errors: int = 0
+    """Transactions that failed; they are tried again."""
+    store_refused: int = 0
+    """QoS 1 and 2 messages refused because the store could not keep them."""
     stream_errors: int = 0
     """Data streams reset because of what came on them; their client stayed connected."""
 

@@ -58,7 +58,7 @@ class DataStream(Pipeline):
             self.outbox.total_pending = streams.pending
         is_ours = bool((stream.id or 0) & 1)
         self.owns_session = server.profile.state_per_stream and self.can_answer and not is_ours
-        self._handlers = self.HANDLERS if self.can_answer else self._UNIDIRECTIONAL
+        self._handlers = self.HANDLERS if self.can_answer else self.UNIDIRECTIONAL
         self._attach(stream)
         self._join_session(client)
 
@@ -105,8 +105,7 @@ class DataStream(Pipeline):
             return
         assert self.stream is not None
         if self.can_answer:
-            self.outbox.flush()
-            self.stream.end()
+            self.outbox.finish()
         self.close()
 
     def _on_reset(self, error_code: int) -> None:
@@ -171,9 +170,9 @@ class DataStream(Pipeline):
         self.outbox = self.answers = outbox
 
     def _on_pingreq(self, packet: PingReq) -> None:
-        self.answers.write(PINGRESP)
+        self.answers.write(PINGRESP, settled=True)
 
-    _UNIDIRECTIONAL: ClassVar[dict[type, Callable[[Any, Any], None]]] = {**Pipeline.HANDLERS, PingReq: _on_pingreq}
+    UNIDIRECTIONAL: ClassVar[dict[type, Callable[[Any, Any], None]]] = {**Pipeline.HANDLERS, PingReq: _on_pingreq}
     """What mqttv5's client sends on its streams; the subscriptions are those of the control stream."""
 
 

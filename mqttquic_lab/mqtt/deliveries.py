@@ -17,7 +17,7 @@ from mqttquic_lab.mqtt.reason_codes import ReasonCode
 from mqttquic_lab.mqtt.state import DELIVERY_TABLE, DeliveryState, PacketKind, Violation, violation_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mqttquic_lab.mqtt.packets import Publish
     from mqttquic_lab.mqtt.reader import Version
@@ -128,13 +128,21 @@ class Outcome:
         0x92 only tells that the peer had finished before a reconnect, and is counted in :attr:`Deliveries.unknown`.
     sendable : sequence of Delivery
         Messages that may be sent now, in this order; they have their packet identifiers.
+    accepted : Delivery or None
+        The QoS 2 message that a PUBREC accepted for the first time.
     """
 
-    __slots__ = ("finished", "reason_code", "reply", "sendable")
+    __slots__ = ("accepted", "finished", "reason_code", "reply", "sendable")
 
     def __init__(
-        self, reply: PubRel | None, finished: Delivery | None, reason_code: ReasonCode, sendable: Sequence[Delivery]
+        self,
+        reply: PubRel | None,
+        finished: Delivery | None,
+        reason_code: ReasonCode,
+        sendable: Sequence[Delivery],
+        accepted: Delivery | None = None,
     ) -> None:
+        self.accepted = accepted
         self.reply = reply
         self.finished = finished
         self.reason_code = reason_code
@@ -367,6 +375,7 @@ class Deliveries:
             self._released[packet_id] = self._unacknowledged.pop(packet_id)
             delivery.state = following
             delivery.accepted = code
+            return Outcome(PubRel(packet_id, reply_code), None, code, (), delivery)
         return Outcome(PubRel(packet_id, reply_code), None, code, ())
 
     def take_sendable(self) -> list[Delivery]:
@@ -535,6 +544,31 @@ class Deliveries:
         releases: list[Delivery | PubRel] = [PubRel(packet_id) for packet_id in self._released]
         self.resent += len(releases)
         return releases + self.take_sendable()
+
+    def restore(self, sent: Iterable[Delivery], released: Iterable[Delivery], received: Iterable[int]) -> None:
+        """Take over exchanges that a store has kept; :meth:`resume` goes on with them.
+
+        Parameters
+        ----------
+        sent : iterable of Delivery
+            Messages without PUBACK or PUBREC, in the order in which they were sent, with their packet identifiers.
+        released : iterable of Delivery
+            Messages without PUBCOMP, in the order of their PUBRECs.
+        received : iterable of int
+            Packet identifiers of the QoS 2 messages received without PUBREL.
+
+        Raises
+        ------
+        ValueError
+            A packet identifier is out of range, or used twice.
+        """
+        for place, deliveries in ((self._unacknowledged, sent), (self._released, released)):
+            for delivery in deliveries:
+                packet_id = delivery.packet_id
+                if packet_id is None or not self.ids.take(packet_id):
+                    raise ValueError(f"packet identifier {packet_id} cannot be used, or not twice")
+                place[packet_id] = delivery
+        self._incoming.update(dict.fromkeys(received, False))
 
     def clear(self) -> list[Delivery]:
         """Forget all exchanges, as when the peer has lost the session; returns what never finished, oldest first.

@@ -175,6 +175,8 @@ def test_same_surface() -> None:
         "call_soon",
         "spawn",
         "open_session",
+        "session_begins",
+        "hang_up",
         "connection_ended",
         "end_stream_session",
         "publish",
