@@ -10,6 +10,7 @@ chunk would cost more than MQTT itself.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from mqttquic_lab.errors import UsageError
@@ -128,6 +129,24 @@ class ByteStream(ABC):
         """Abort both directions with this application error code."""
 
 
+@dataclass(slots=True)
+class DatagramCounters:
+    """What became of the DATAGRAM frames of one connection (RFC 9221); nothing is ever sent twice."""
+
+    sent: int = 0
+    """Put into a packet."""
+    acknowledged: int = 0
+    """Their packet was acknowledged: QUIC at the peer has them. Whether the peer's application took them, nobody says
+    (RFC 9221 section 5.2)."""
+    lost: int = 0
+    """Their packet counts as lost (RFC 9002 section 6.1); now and then one of those is only late."""
+    received: int = 0
+    dropped: int = 0
+    """Not sent because too many waited already: the congestion window did not open fast enough."""
+    too_large: int = 0
+    """Not sent because they did not fit into one packet, or were larger than the peer takes."""
+
+
 class Connection(ABC):
     """One transport connection, established.
 
@@ -148,6 +167,8 @@ class Connection(ABC):
     on_migrated : callable((str, int), (str, int))
         QUIC: the peer's address has changed from the first to the second, and it was validated that it is reached there
         (RFC 9000 section 9.3).
+    on_datagram : callable(bytes)
+        QUIC: the payload of a DATAGRAM frame that arrived (RFC 9221); in no order to those of streams.
     spoke_first : bool
         Whether what was to be written first was written while the connection was opened (QUIC early data).
     started : float
@@ -165,6 +186,7 @@ class Connection(ABC):
     def __init__(self) -> None:
         self.on_stream: Callable[[ByteStream], None] = _ignore
         self.on_migrated: Callable[[tuple[str, int], tuple[str, int]], None] = _ignore
+        self.on_datagram: Callable[[bytes], None] = _ignore
         self.spoke_first = False
         self.started = CLOCK()
 
@@ -207,6 +229,24 @@ class Connection(ABC):
     @abstractmethod
     def is_closed(self) -> bool:
         """Whether :attr:`closed` is done."""
+
+    @property
+    def max_datagram_size(self) -> int | None:
+        """Bytes that one datagram may carry now; None where none can be sent (RFC 9221 section 3)."""
+        return None
+
+    @property
+    def datagram_frames(self) -> DatagramCounters | None:
+        """What became of datagrams; None where there are none."""
+        return None
+
+    def send_datagram(self, data: bytes) -> bool:
+        """Send a datagram (QUIC only): see :meth:`mqttquic_lab.quic.datagrams.DatagramQueue.send`."""
+        raise UsageError(f"{self.transport.upper()} has no datagrams, only QUIC has (RFC 9221): write to the stream")
+
+    async def datagram_room(self) -> None:
+        """Wait until a datagram can be sent without being dropped, or the connection has ended (QUIC only)."""
+        return
 
     @abstractmethod
     def refresh_report(self) -> HandshakeReport:

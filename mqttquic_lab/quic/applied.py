@@ -26,6 +26,7 @@ def configuration(knobs: Knobs, tuning: Tuning) -> dict[str, Any]:
         "original_version": VERSIONS[knobs.first_version] if upgrade else None,
         "cipher_suites": [CipherSuite[name] for name in knobs.cipher_suites] or None,
         "congestion_control_algorithm": controller,
+        "max_datagram_frame_size": knobs.max_datagram_frame_size or None,
     }
 
 

@@ -19,6 +19,7 @@ from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from mqttquic_lab.errors import DisconnectedError, LabError
 from mqttquic_lab.quic import private, private_streams
 from mqttquic_lab.quic.chronicle import Chronicle
+from mqttquic_lab.quic.datagrams import DatagramQueue
 from mqttquic_lab.quic.endpoint import plain_address
 from mqttquic_lab.quic.movable import Movable
 from mqttquic_lab.quic.paths import Ends, Paths
@@ -30,7 +31,7 @@ from mqttquic_lab.quic.timers import DeadlineTimer, KeepAlive, WriteGatherer
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mqttquic_lab.net.stream import ByteStream, TransportName
+    from mqttquic_lab.net.stream import ByteStream, DatagramCounters, TransportName
     from mqttquic_lab.quic.endpoint import Datagrams, Endpoint, NetworkAddress
     from mqttquic_lab.quic.flights import FlightRecorder, Side
     from mqttquic_lab.quic.private import Engine
@@ -117,6 +118,7 @@ class QuicConnection(Movable):
         self._timer = DeadlineTimer(self._loop, engine.get_timer, self._deadline_passed)
         self._keep_alive_timer: KeepAlive | None = None
         self._table = StreamTable(self, engine)
+        self._datagram_queue = DatagramQueue(self)
         super().__init__()
         self.control = self._table.control
 
@@ -226,6 +228,33 @@ class QuicConnection(Movable):
     def streams(self) -> tuple[QuicStream, ...]:
         """The streams that are open."""
         return self._table.open_ones
+
+    # --- datagrams (RFC 9221)
+
+    @property
+    def max_datagram_size(self) -> int | None:
+        """Bytes that one datagram may carry now; None where none can be sent."""
+        return self._datagram_queue.max_size
+
+    @property
+    def datagram_frames(self) -> DatagramCounters:
+        """What became of the datagrams of this connection."""
+        return self._datagram_queue.counters
+
+    def send_datagram(self, data: bytes) -> bool:
+        """Send a datagram: see :meth:`~mqttquic_lab.quic.datagrams.DatagramQueue.send`."""
+        return self._datagram_queue.send(data)
+
+    async def datagram_room(self) -> None:
+        """Wait until a datagram can be sent without being dropped, or the connection has ended."""
+        await self._datagram_queue.room()
+
+    def _datagram_received(self, data: bytes) -> None:
+        if not self._handshake_complete:  # as with early data on a stream
+            self.report.alpn = self.engine.tls.alpn_negotiated
+            self._tell_established()
+        self.datagram_frames.received += 1
+        self.call(self.on_datagram, data)
 
     def soon(self, callback: Callable[[], None]) -> None:
         """Run `callback` in the next loop tick."""
@@ -504,7 +533,9 @@ class QuicConnection(Movable):
             if self._handshake_complete or self._on_established is None:
                 self.transmit()
                 async with asyncio.timeout(FLUSH_TIMEOUT):
-                    while not self.is_closed and (self._table.pending or not self._handshake_complete):
+                    while not self.is_closed and (
+                        self._table.pending or self.engine.datagrams_waiting or not self._handshake_complete
+                    ):
                         await self.progress()
         except TimeoutError:
             pass  # the peer does not acknowledge: closing must not wait for it

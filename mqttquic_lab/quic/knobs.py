@@ -33,6 +33,9 @@ CONGESTION: Final = ("newreno", "cubic")
 registered: dict[str, Any] = {}
 """Name -> factory of the controllers added by :func:`mqttquic_lab.quic.congestion.register_congestion_control`."""
 
+ANNOUNCED_SIZE: Final = 65_535
+"""max_datagram_frame_size of who takes datagrams: any that fits into a packet (RFC 9221 section 3)."""
+
 QuicVersion = str | Sequence[str]
 
 
@@ -52,6 +55,8 @@ class Knobs:
         The same for key exchange.
     congestion : str or None
         Congestion controller; None for that of the tuning.
+    max_datagram_frame_size : int
+        Largest DATAGRAM frame that we take, bytes (RFC 9221 section 3); 0: none at all.
     """
 
     versions: tuple[str, ...] = ("v1", "v2")
@@ -59,6 +64,7 @@ class Knobs:
     cipher_suites: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     congestion: str | None = None
+    max_datagram_frame_size: int = 0
 
     @classmethod
     def of(
@@ -68,6 +74,7 @@ class Knobs:
         cipher_suites: str | Sequence[str] | None = None,
         groups: str | Sequence[str] | None = None,
         congestion: str | None = None,
+        datagrams: bool = False,
         server: bool = False,
     ) -> Knobs:
         """Check and collect.
@@ -82,6 +89,8 @@ class Knobs:
             Names, most wanted first; upper or lower case, with or without ``TLS_``.
         congestion : str, optional
             ``"newreno"``, ``"cubic"``, or a registered name.
+        datagrams : bool
+            Whether DATAGRAM frames are taken (RFC 9221), of any size that fits into a packet.
         server : bool
             Whether it is for a listener.
 
@@ -97,6 +106,7 @@ class Knobs:
             _names("cipher_suites", cipher_suites, CIPHER_SUITES),
             _names("groups", groups, GROUPS),
             None if congestion is None else congestion_named(congestion),
+            ANNOUNCED_SIZE if datagrams else 0,
         )
 
     @property

@@ -19,7 +19,8 @@ through its private attributes. They all stand here and in the modules beside it
 - a server may resume without accepting 0-RTT data, and decides that for each ticket;
 - a server may announce a preferred address, and ask its clients not to migrate;
 - an address that was validated by a Retry token counts as validated (RFC 9000 section 8.1.2);
-- only streams that have something to do are looked at, the urgent ones first (``private_streams.py``).
+- only streams that have something to do are looked at, the urgent ones first (``private_streams.py``);
+- it knows what became of DATAGRAM frames (``private_datagrams.py``).
 """
 
 # ruff: noqa: SLF001 - reading private names is what this module is for
@@ -34,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from aioquic import tls
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # public, but not in its __all__
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE
-from aioquic.quic.connection import QuicConnection, QuicConnectionState
+from aioquic.quic.connection import QuicConnectionState
 from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import (
     QuicFrameType,
@@ -44,6 +45,7 @@ from aioquic.quic.packet import (
 )
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 
+from mqttquic_lab.quic.private_datagrams import DatagramFrames
 from mqttquic_lab.quic.private_keys import early_data_decided
 from mqttquic_lab.quic.private_paths import PathAnnouncement, announce
 from mqttquic_lab.quic.private_streams import Schedule, Streams
@@ -108,7 +110,7 @@ def _ignore(*_: object) -> None:
     """Nobody listens yet."""
 
 
-class Engine(QuicConnection):
+class Engine(DatagramFrames):
     """aioquic's sans-IO connection with a TLS transcript, honest flow control and a repaired Retry.
 
     Parameters
