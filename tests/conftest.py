@@ -11,6 +11,8 @@ from hypothesis import settings
 from mqttquic_lab.net.certificates import CertificateAuthority
 from tests.helpers.certs import Identities, make_identities
 
+pytest_plugins = ("tests.interop.matrix",)
+
 # No test fails for being slow. (With CI set, hypothesis has a profile of its own: no deadline, the same examples.)
 settings.register_profile("patient", deadline=None)
 if "CI" not in os.environ:

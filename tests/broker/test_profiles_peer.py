@@ -26,6 +26,7 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("profile", ["generic", "mqttv5"])
+@pytest.mark.matrix("QoS 0", "QoS 1", "QoS 2", "{mode}", ours="broker", peer="mqttv5")
 async def test_every_way_of_its_client_to_use_streams(profile: ProfileName, mode: str) -> None:
     program = require("mqttv5")
     async with BrokerServer(BrokerConfig(profile=profile, tls=False, tcp=False, quic_port=0)) as server:

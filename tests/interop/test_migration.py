@@ -26,6 +26,7 @@ async def carry(load: NumberedLoad) -> None:
     await load.reached(50)
 
 
+@pytest.mark.matrix("migration", "rebinding", ours="client", peer="mqttv5", note="no QoS 2 message lost or doubled")
 async def test_mqttv5_lets_us_move(tmp_path: Path, identities: Identities) -> None:
     ca_file = tmp_path / "ca.pem"
     ca_file.write_bytes(identities.authority.pem)
@@ -47,6 +48,8 @@ async def test_mqttv5_lets_us_move(tmp_path: Path, identities: Identities) -> No
         await check_delivered(await load.stop(), feed, exactly_once=True)
 
 
+@pytest.mark.matrix("rebinding", ours="client", peer="mosquitto behind quiche")
+@pytest.mark.matrix("migration", refused=True, note="disable_active_migration, and no spare connection id")
 async def test_quiche_wants_us_to_stay_but_takes_a_rebinding(
     tmp_path: Path, identities: Identities, free_port: int
 ) -> None:

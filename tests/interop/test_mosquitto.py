@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from tests.helpers.peers import Program
 
-pytestmark = pytest.mark.mosquitto
+pytestmark = [
+    pytest.mark.mosquitto,
+    pytest.mark.matrix("MQTT {version}", "{listening}", ours="broker", peer="mosquitto_pub/sub"),
+]
 
 FORMAT = "%t %q %r %p"
 """What mosquitto_sub prints: topic, QoS, retain flag, payload."""
@@ -44,6 +47,7 @@ async def publish(listening: Listening, version: str, *more: str) -> None:
 
 
 @pytest.mark.parametrize("qos", ["0", "1", "2"])
+@pytest.mark.matrix("QoS {qos}")
 async def test_publish_and_subscribe(listening: Listening, version: str, qos: str) -> None:
     async with subscriber(listening, version, "-t", "plant/+/temp", "-q", qos, "-C", "2", "-i", "sub") as program:
         await listening.subscribed()
@@ -59,6 +63,7 @@ async def test_publish_and_subscribe(listening: Listening, version: str, qos: st
 
 
 @pytest.mark.parametrize("qos", ["0", "1", "2"])
+@pytest.mark.matrix("many messages", note="500 of one publisher, in order")
 async def test_many_messages_of_one_publisher(listening: Listening, version: str, qos: str) -> None:
     count = 500
     async with AsyncExitStack() as stack:
@@ -73,6 +78,7 @@ async def test_many_messages_of_one_publisher(listening: Listening, version: str
         assert (await reader.end())[0] == 0
 
 
+@pytest.mark.matrix("large message", note="100 kB")
 async def test_a_large_message(listening: Listening, version: str) -> None:
     payload = "x" * 100_000
     async with subscriber(listening, version, "-t", "a", "-q", "1", "-C", "1") as program:
@@ -86,6 +92,7 @@ async def test_a_large_message(listening: Listening, version: str) -> None:
         assert len(output) > 100_000
 
 
+@pytest.mark.matrix("retained")
 async def test_retained(listening: Listening, version: str) -> None:
     await publish(listening, version, "-t", "a/b", "-m", "kept", "-r", "-q", "1")
     async with subscriber(listening, version, "-t", "a/#", "-q", "1", "-C", "1") as program:
@@ -94,6 +101,7 @@ async def test_retained(listening: Listening, version: str) -> None:
     assert listening.server.stats().retained == 0
 
 
+@pytest.mark.matrix("will")
 async def test_will(listening: Listening, version: str) -> None:
     async with subscriber(listening, version, "-t", "will/#", "-q", "2", "-C", "1") as watcher:
         await listening.subscribed()
@@ -104,6 +112,7 @@ async def test_will(listening: Listening, version: str) -> None:
             assert await watcher.line() == "will/x 2 0 gone"
 
 
+@pytest.mark.matrix("session resumed")
 async def test_a_persistent_session_is_resumed(listening: Listening, version: str) -> None:
     lasting = ["-i", "lasting", "-c", "-t", "a", "-q", "1"]
     if version == "mqttv5":
@@ -119,6 +128,7 @@ async def test_a_persistent_session_is_resumed(listening: Listening, version: st
         assert [await program.line() for _ in range(3)] == ["a 1 0 0", "a 1 0 1", "a 1 0 2"]
 
 
+@pytest.mark.matrix("shared subscription")
 async def test_a_shared_subscription(listening: Listening, version: str) -> None:
     async with AsyncExitStack() as stack:
         members = [
@@ -140,6 +150,7 @@ async def test_between_the_versions(listening: Listening, version: str) -> None:
         assert await program.line() == "a 2 0 hello"
 
 
+@pytest.mark.matrix("properties")
 async def test_properties(listening: Listening) -> None:
     version = "mqttv5"
     shown = "%t %p %A %C %R %P"
@@ -157,6 +168,7 @@ async def test_properties(listening: Listening) -> None:
     assert "k:v" in line
 
 
+@pytest.mark.matrix("password")
 async def test_password(version: str) -> None:
     config = BrokerConfig(quic=False, tls=False, tcp_port=0, users={"ann": "geheim"})
     async with BrokerServer(config) as server:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tests.helpers.peers import Program
     from tests.interop.quic_peers import QuicPeer
 
+pytestmark = pytest.mark.matrix("MQTT {version}", peer="mqttv5")
+
 LARGE = bytes(range(256)) * 8192
 """2 MiB: more than any flow-control window on the way."""
 
@@ -57,6 +59,7 @@ def ca_file(identities: Identities, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.matrix("handshake", "single stream", ours="client", note="no Retry, two round trips to CONNACK")
 async def test_the_handshake(broker: QuicPeer, ca_file: Path) -> None:
     async with await AsyncSession.open(broker.url, ca_file=ca_file) as session:
         report = session.handshake
@@ -69,6 +72,7 @@ async def test_the_handshake(broker: QuicPeer, ca_file: Path) -> None:
         assert await session.ping() > 0
 
 
+@pytest.mark.matrix("QoS 0", "QoS 1", "QoS 2", ours="client")
 async def test_every_qos(broker: QuicPeer, ca_file: Path, version: str) -> None:
     async with await AsyncSession.open(broker.url, ca_file=ca_file, version=version) as session:
         feed = await session.subscribe("plant/+/temp", 2)
@@ -86,6 +90,7 @@ async def test_every_qos(broker: QuicPeer, ca_file: Path, version: str) -> None:
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.matrix("many messages", "QoS {qos}", ours="client")
 async def test_many_messages_stay_in_order(broker: QuicPeer, ca_file: Path, qos: int) -> None:
     count = 500
     async with await AsyncSession.open(broker.url, ca_file=ca_file) as session:
@@ -96,6 +101,7 @@ async def test_many_messages_stay_in_order(broker: QuicPeer, ca_file: Path, qos:
         assert feed.df["payload"].tolist() == [b"%d" % number for number in range(count)]
 
 
+@pytest.mark.matrix("large message", ours="client", note="2 MiB")
 async def test_a_large_message(broker: QuicPeer, ca_file: Path) -> None:
     async with await AsyncSession.open(broker.url, ca_file=ca_file) as session:
         feed = await session.subscribe("big", 1, decode="raw")
@@ -104,6 +110,7 @@ async def test_a_large_message(broker: QuicPeer, ca_file: Path) -> None:
         assert feed.log.message(0).payload == LARGE
 
 
+@pytest.mark.matrix("retained", ours="client")
 async def test_retained(broker: QuicPeer, ca_file: Path, version: str) -> None:
     async with await AsyncSession.open(broker.url, ca_file=ca_file, version=version) as session:
         await session.publish("a/b", "kept", 1, retain=True)
@@ -113,6 +120,7 @@ async def test_retained(broker: QuicPeer, ca_file: Path, version: str) -> None:
         assert (message.payload, message.qos, message.retain) == (b"kept", 1, True)
 
 
+@pytest.mark.matrix("will", "take-over", ours="client")
 async def test_will_and_take_over(broker: QuicPeer, ca_file: Path) -> None:
     async with AsyncExitStack() as stack:
         watcher = await stack.enter_async_context(await AsyncSession.open(broker.url, ca_file=ca_file))
@@ -128,6 +136,7 @@ async def test_will_and_take_over(broker: QuicPeer, ca_file: Path) -> None:
         assert caught.value.reason_code == ReasonCode.SESSION_TAKEN_OVER
 
 
+@pytest.mark.matrix("session resumed", ours="client", note="what waited comes right after CONNACK")
 async def test_a_session_is_resumed(broker: QuicPeer, ca_file: Path) -> None:
     kept = {"ca_file": ca_file, "client_id": "lasting", "clean_start": False, "session_expiry_interval": 300}
     first = await AsyncSession.open(broker.url, **kept)
@@ -146,6 +155,7 @@ async def test_a_session_is_resumed(broker: QuicPeer, ca_file: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "early_data", "round_trips"), [(["--quic-early-data"], "accepted", 1), ([], "not offered", 2)]
 )
+@pytest.mark.matrix("resumption", "0-RTT", ours="client")
 async def test_resumption_and_early_data(
     identities: Identities, tmp_path: Path, ca_file: Path, option: list[str], early_data: str, round_trips: int
 ) -> None:
@@ -169,6 +179,7 @@ async def test_resumption_and_early_data(
         assert sorted(feed.df["payload"]) == [b"1", b"2", b"last"]
 
 
+@pytest.mark.matrix("refusals told apart", ours="client", note="ALPN, unknown authority")
 async def test_refusals_are_told_apart(broker: QuicPeer, ca_file: Path) -> None:
     with pytest.raises(AlpnError):
         await AsyncSession.open(broker.url, ca_file=ca_file, alpn=("h3",))
@@ -207,6 +218,7 @@ async def subscribed(ours: BrokerServer, program: Program, count: int = 1) -> No
 
 
 @pytest.mark.parametrize("qos", ["0", "1", "2"])
+@pytest.mark.matrix("single stream", "QoS {qos}", ours="broker")
 async def test_its_clients(ours: BrokerServer, version: str, qos: str) -> None:
     options = ("-t", "plant/+/temp", "-q", qos, "-n", "2", "-c", "sub", "-s")
     async with subscriber(ours, version, *options) as program:
@@ -223,6 +235,7 @@ async def test_its_clients(ours: BrokerServer, version: str, qos: str) -> None:
 
 
 @pytest.mark.parametrize("qos", ["0", "1", "2"])
+@pytest.mark.matrix("many messages", ours="broker")
 async def test_many_messages_of_its_publisher(ours: BrokerServer, qos: str) -> None:
     count = 200
     async with await AsyncSession.open(ours) as session:
@@ -234,6 +247,7 @@ async def test_many_messages_of_its_publisher(ours: BrokerServer, qos: str) -> N
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.matrix("many messages", ours="broker")
 async def test_many_messages_to_its_subscriber(ours: BrokerServer, qos: int) -> None:
     count = 300
     async with subscriber(ours, "5.0", "-t", "a", "-q", str(qos), "-n", str(count)) as program:
@@ -245,6 +259,7 @@ async def test_many_messages_to_its_subscriber(ours: BrokerServer, qos: int) -> 
     assert ours.stats().dropped_qos0 == 0
 
 
+@pytest.mark.matrix("large message", ours="broker", note="2 MB")
 async def test_a_large_message_both_ways(ours: BrokerServer, tmp_path: Path) -> None:
     payload = tmp_path / "payload"
     payload.write_bytes(b"x" * 2_000_000)
@@ -256,6 +271,7 @@ async def test_a_large_message_both_ways(ours: BrokerServer, tmp_path: Path) -> 
         assert len(output) > 2_000_000
 
 
+@pytest.mark.matrix("retained", "will", ours="broker")
 async def test_retained_and_will_of_its_client(ours: BrokerServer, version: str) -> None:
     await publish(ours, version, "-t", "a/b", "-m", "kept", "-r", "-q", "1")
     async with await AsyncSession.open(ours) as watcher:
@@ -272,6 +288,9 @@ async def test_retained_and_will_of_its_client(ours: BrokerServer, version: str)
         assert [(m.topic, m.payload) for m in feed.log] == [("a/b", b"kept"), ("will/x", b"gone")]
 
 
+@pytest.mark.matrix(
+    "refusals told apart", ours="broker", note="unknown authority (with quics://; quic:// verifies nothing)"
+)
 async def test_it_verifies_our_certificate(ours: BrokerServer, ca_file: Path) -> None:
     wrong = arguments("pub", ours, "5.0", "-t", "a", "-m", "x")
     wrong[wrong.index(str(ours.ca_file))] = str(ca_file)

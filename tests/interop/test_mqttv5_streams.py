@@ -19,6 +19,9 @@ MODES = [("mqttv5", "single"), ("mqttv5", "per-topic"), ("mqttv5", "per-publish"
 
 
 @pytest.mark.parametrize("strategy", ["control-only", "per-topic", "per-publish"])
+@pytest.mark.matrix(
+    "single stream", "per-topic", "per-publish", "QoS 0", "QoS 1", "QoS 2", ours="client", peer="mqttv5"
+)
 async def test_every_message_arrives_once(strategy: str, tmp_path: Path) -> None:
     authority = CertificateAuthority.create()
     identity = authority.issue(["localhost", "127.0.0.1"])

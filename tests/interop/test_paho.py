@@ -25,6 +25,8 @@ paho_properties: Any = paho_properties_module
 VERSIONS = {"3.1.1": 4, "5.0": 5}
 PATIENCE = 15.0
 
+pytestmark = pytest.mark.matrix("MQTT {version}", "{listening}", ours="broker", peer="paho-mqtt")
+
 
 @pytest.fixture(params=list(VERSIONS))
 def version(request: pytest.FixtureRequest) -> str:
@@ -104,6 +106,7 @@ def running(*clients: Paho) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.matrix("QoS {qos}")
 async def test_publish_and_subscribe(listening: Listening, version: str, qos: int) -> None:
     client = Paho(listening, version, "x")
     with running(client):
@@ -118,6 +121,7 @@ async def test_publish_and_subscribe(listening: Listening, version: str, qos: in
         assert (info.version, info.transport) == (version, "tls" if listening.ca_file else "tcp")
 
 
+@pytest.mark.matrix("retained")
 async def test_retained(listening: Listening, version: str) -> None:
     publisher, late = Paho(listening, version, "p"), Paho(listening, version, "late")
     with running(publisher, late):
@@ -129,6 +133,7 @@ async def test_retained(listening: Listening, version: str) -> None:
         assert (message.payload, message.retain) == (b"kept", True)
 
 
+@pytest.mark.matrix("will")
 async def test_will(listening: Listening, version: str) -> None:
     watcher, lost = Paho(listening, version, "watcher"), Paho(listening, version, "lost")
     lost.client.will_set("will/x", b"gone", 1)
@@ -141,6 +146,7 @@ async def test_will(listening: Listening, version: str) -> None:
         assert (message.topic, message.payload, message.qos) == ("will/x", b"gone", 1)
 
 
+@pytest.mark.matrix("will", note="not after DISCONNECT")
 async def test_disconnect_removes_the_will(listening: Listening, version: str) -> None:
     leaver = Paho(listening, version, "x")
     leaver.client.will_set("will/x", b"gone", 1)
@@ -151,6 +157,7 @@ async def test_disconnect_removes_the_will(listening: Listening, version: str) -
     assert listening.server.stats().wills_published == 0
 
 
+@pytest.mark.matrix("session resumed")
 async def test_a_persistent_session_is_resumed(listening: Listening, version: str) -> None:
     first = Paho(listening, version, "lasting", clean=False, expiry=300)
     publisher = Paho(listening, version, "p")
@@ -170,6 +177,7 @@ async def test_a_persistent_session_is_resumed(listening: Listening, version: st
             assert sorted((m.payload, m.qos) for m in messages) == [(b"%d" % n, 1 + n % 2) for n in range(5)]
 
 
+@pytest.mark.matrix("shared subscription")
 async def test_a_shared_subscription(listening: Listening, version: str) -> None:
     members = [Paho(listening, version, f"m{number}") for number in range(2)]
     publisher = Paho(listening, version, "p")
@@ -184,6 +192,7 @@ async def test_a_shared_subscription(listening: Listening, version: str) -> None
         assert found[0] | found[1] == {b"%d" % number for number in range(10)}
 
 
+@pytest.mark.matrix("properties")
 async def test_options_and_properties_of_5_0(listening: Listening) -> None:
     client = Paho(listening, "5.0", "x")
     with running(client):
@@ -205,6 +214,7 @@ async def test_options_and_properties_of_5_0(listening: Listening) -> None:
         assert message.properties.SubscriptionIdentifier == [17]
 
 
+@pytest.mark.matrix("many messages", note="5000 at QoS 0 at once, in order")
 async def test_a_burst_is_not_lost(listening: Listening, version: str) -> None:
     subscriber, publisher = Paho(listening, version, "s"), Paho(listening, version, "p")
     with running(subscriber, publisher):

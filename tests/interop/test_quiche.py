@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.helpers.peers import Program
     from tests.interop.quic_peers import QuicPeer
 
-pytestmark = pytest.mark.mosquitto
+pytestmark = [pytest.mark.mosquitto, pytest.mark.matrix("MQTT {version}")]
 
 VERSIONS = {"3.1.1": "mqttv311", "5.0": "mqttv5"}
 """Our name -> what mosquitto's option -V takes."""
@@ -65,6 +65,13 @@ def ca_file(identities: Identities, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.matrix(
+    "handshake",
+    "single stream",
+    ours="client",
+    peer="mosquitto behind quiche",
+    note="a Retry, so three round trips to CONNACK",
+)
 async def test_the_handshake(broker: QuicPeer, ca_file: Path) -> None:
     async with await AsyncSession.open(broker.url, ca_file=ca_file) as session:
         report = session.handshake
@@ -76,6 +83,7 @@ async def test_the_handshake(broker: QuicPeer, ca_file: Path) -> None:
         assert await session.ping() > 0
 
 
+@pytest.mark.matrix("QoS 0", "QoS 1", "QoS 2", ours="client", peer="mosquitto behind quiche")
 async def test_every_qos(broker: QuicPeer, ca_file: Path, version: str) -> None:
     async with await AsyncSession.open(broker.url, ca_file=ca_file, version=version) as session:
         feed = await session.subscribe("plant/+/temp", 2)
@@ -92,6 +100,7 @@ async def test_every_qos(broker: QuicPeer, ca_file: Path, version: str) -> None:
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.matrix("many messages", "QoS {qos}", ours="client", peer="mosquitto behind quiche")
 async def test_many_messages_stay_in_order(broker: QuicPeer, ca_file: Path, qos: int) -> None:
     count = 500  # mosquitto drops QoS 0 messages when more than a thousand wait
     async with await AsyncSession.open(broker.url, ca_file=ca_file) as session:
@@ -102,6 +111,7 @@ async def test_many_messages_stay_in_order(broker: QuicPeer, ca_file: Path, qos:
         assert feed.df["payload"].tolist() == [b"%d" % number for number in range(count)]
 
 
+@pytest.mark.matrix("large message", ours="client", peer="mosquitto behind quiche", note="1.28 MB")
 async def test_a_large_message(broker: QuicPeer, ca_file: Path) -> None:
     async with await AsyncSession.open(broker.url, ca_file=ca_file) as session:
         feed = await session.subscribe("big", 1, decode="raw")
@@ -110,6 +120,7 @@ async def test_a_large_message(broker: QuicPeer, ca_file: Path) -> None:
         assert feed.log.message(0).payload == LARGE
 
 
+@pytest.mark.matrix("retained", ours="client", peer="mosquitto behind quiche")
 async def test_retained(broker: QuicPeer, ca_file: Path, version: str) -> None:
     async with await AsyncSession.open(broker.url, ca_file=ca_file, version=version) as session:
         await session.publish("a/b", "kept", 1, retain=True)
@@ -119,6 +130,7 @@ async def test_retained(broker: QuicPeer, ca_file: Path, version: str) -> None:
         assert (message.payload, message.qos, message.retain) == (b"kept", 1, True)
 
 
+@pytest.mark.matrix("session resumed", ours="client", peer="mosquitto behind quiche")
 async def test_a_session_is_resumed(broker: QuicPeer, ca_file: Path) -> None:
     kept = {"ca_file": ca_file, "client_id": "lasting", "clean_start": False, "session_expiry_interval": 300}
     first = await AsyncSession.open(broker.url, **kept)
@@ -134,6 +146,7 @@ async def test_a_session_is_resumed(broker: QuicPeer, ca_file: Path) -> None:
         assert sorted(again.unrouted.frame()["payload"]) == [b"1", b"2"]
 
 
+@pytest.mark.matrix("0-RTT", ours="client", peer="mosquitto behind quiche", refused=True)
 async def test_early_data_that_is_refused_is_sent_again_once(broker: QuicPeer, ca_file: Path) -> None:
     """Its tickets allow 0-RTT, but it has a new key for every connection; and every connection begins with a Retry."""
     tickets = TicketStore()
@@ -150,6 +163,7 @@ async def test_early_data_that_is_refused_is_sent_again_once(broker: QuicPeer, c
         assert feed.df["payload"].tolist() == [b"early"] * 3 + [b"last"]
 
 
+@pytest.mark.matrix("end of the broker", ours="client", peer="mosquitto behind quiche", note="an error at once")
 async def test_the_end_of_the_broker_is_noticed(
     identities: Identities, tmp_path: Path, free_port: int, ca_file: Path
 ) -> None:
@@ -164,6 +178,9 @@ async def test_the_end_of_the_broker_is_noticed(
         assert session.state == "closed"
 
 
+@pytest.mark.matrix(
+    "refusals told apart", ours="client", peer="mosquitto behind quiche", note="ALPN, unknown authority"
+)
 async def test_refusals_are_told_apart(broker: QuicPeer, ca_file: Path, identities: Identities, tmp_path: Path) -> None:
     with pytest.raises(AlpnError):
         await AsyncSession.open(broker.url, ca_file=ca_file, alpn=("MQTT-next",))
@@ -214,6 +231,7 @@ async def publish(relayed: Relayed, version: str, *more: str) -> None:
 
 
 @pytest.mark.parametrize("qos", ["0", "1", "2"])
+@pytest.mark.matrix("single stream", "QoS {qos}", ours="broker", peer="mosquitto_pub/sub behind quiche")
 async def test_mosquittos_clients(relayed: Relayed, version: str, qos: str) -> None:
     count = 100
     async with subscriber(relayed, version, "-t", "plant/+/temp", "-q", qos, "-C", str(count), "-i", "sub") as reader:
@@ -230,6 +248,7 @@ async def test_mosquittos_clients(relayed: Relayed, version: str, qos: str) -> N
         assert (await reader.end())[0] == 0
 
 
+@pytest.mark.matrix("large message", ours="broker", peer="mosquitto_pub/sub behind quiche", note="1.28 MB")
 async def test_a_large_message_both_ways(relayed: Relayed, tmp_path: Path) -> None:
     payload = tmp_path / "payload"
     payload.write_bytes(b"x" * 1_280_000)
@@ -240,6 +259,7 @@ async def test_a_large_message_both_ways(relayed: Relayed, tmp_path: Path) -> No
         assert (code, len(output.strip())) == (0, len("a 1 0 ") + 1_280_000)
 
 
+@pytest.mark.matrix("retained", "will", ours="broker", peer="mosquitto_pub/sub behind quiche")
 async def test_retained_and_will(relayed: Relayed, version: str) -> None:
     await publish(relayed, version, "-t", "a/b", "-m", "kept", "-r", "-q", "1")
     async with subscriber(relayed, version, "-t", "a/#", "-t", "will/#", "-q", "2", "-C", "2") as watcher:
@@ -252,6 +272,7 @@ async def test_retained_and_will(relayed: Relayed, version: str) -> None:
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.matrix("single stream", "QoS {qos}", ours="broker", peer="paho-mqtt behind quiche")
 async def test_paho(relayed: Relayed, version: str, qos: int) -> None:
     listening: Any = relayed  # has what Paho asks of a listener
     client = Paho(listening, version, "x")

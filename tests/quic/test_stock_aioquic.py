@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 SIZE = 500_000
 
+pytestmark = pytest.mark.matrix(peer="aioquic")
 
+
+@pytest.mark.matrix("single stream", "handshake", ours="broker", note="0.5 MB echoed")
 async def test_their_client(identities: Identities) -> None:
     async with serving(identities) as server:
         server.on_stream = echo
@@ -67,6 +70,7 @@ async def their_server(identities: Identities, **options: Any) -> AsyncIterator[
         server.close()
 
 
+@pytest.mark.matrix("migration", "rebinding", ours="client")
 async def test_their_server_lets_us_move(identities: Identities) -> None:
     async with their_server(identities) as port:
         client = await open_quic(Address.of("quic", "127.0.0.1", port), trust=identities.trust)
@@ -80,6 +84,7 @@ async def test_their_server_lets_us_move(identities: Identities) -> None:
 
 
 @pytest.mark.parametrize("retry", [False, True])
+@pytest.mark.matrix("single stream", "handshake", ours="client", note="with and without Retry")
 async def test_their_server(identities: Identities, retry: bool) -> None:
     async with their_server(identities, retry=retry) as port:
         client = await open_quic(Address.of("quic", "127.0.0.1", port), trust=identities.trust)
@@ -108,6 +113,7 @@ class Tickets:
 
 
 @pytest.mark.parametrize("retry", [False, True])
+@pytest.mark.matrix("0-RTT", "resumption", ours="client")
 async def test_early_data_to_their_server(identities: Identities, retry: bool) -> None:
     theirs, store = Tickets(), TicketStore()
     options = {"session_ticket_fetcher": theirs.pop, "session_ticket_handler": theirs.add, "retry": retry}
@@ -123,6 +129,7 @@ async def test_early_data_to_their_server(identities: Identities, retry: bool) -
 
 
 @pytest.mark.parametrize("taken", [True, False])
+@pytest.mark.matrix("0-RTT", "resumption", ours="broker")
 async def test_early_data_of_their_client(identities: Identities, taken: bool) -> None:
     async with serving(identities, early_data=True) as server:
         server.on_stream = echo

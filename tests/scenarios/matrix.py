@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.helpers import markdown
+
 if TYPE_CHECKING:
     from tests.scenarios.scenario import Run
 
@@ -65,15 +67,17 @@ _COLUMNS = (
 
 def table(rows: list[Row]) -> str:
     """Return the rows as a Markdown table."""
-    lines = [_COLUMNS, tuple("---:" if n > 2 else "---" for n in range(len(_COLUMNS)))]
-    lines += [
-        (
-            row.name, row.what, row.happened, str(row.messages), str(row.repeated), str(row.forwarded), str(row.lost),
-            str(row.corrupted), str(row.reordered), row.round_trips, f"{row.seconds:.1f}",
-        )
-        for row in rows
-    ]  # fmt: skip
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown.table(
+        _COLUMNS,
+        [
+            (
+                row.name, row.what, row.happened, str(row.messages), str(row.repeated), str(row.forwarded),
+                str(row.lost), str(row.corrupted), str(row.reordered), row.round_trips, f"{row.seconds:.1f}",
+            )
+            for row in rows
+        ],
+        numbers_from=3,
+    )  # fmt: skip
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
     from tests.helpers.certs import Identities
 
-pytestmark = pytest.mark.mosquitto
+pytestmark = [
+    pytest.mark.mosquitto,
+    pytest.mark.matrix("MQTT {version}", "{scheme}", ours="client", peer="mosquitto"),
+]
 
 
 class Mosquitto:
@@ -81,6 +84,7 @@ async def mosquitto(identities: Identities, tmp_path: Path) -> AsyncIterator[Mos
 
 @pytest.mark.parametrize("version", ["5.0", "3.1.1"])
 @pytest.mark.parametrize("scheme", ["mqtt", "mqtts"])
+@pytest.mark.matrix("QoS 0", "QoS 1", "QoS 2", "many messages")
 async def test_every_qos(mosquitto: Mosquitto, scheme: str, version: str) -> None:
     async with await mosquitto.open(scheme, version=version, client_id="lab") as session:
         feed = await session.subscribe("a/#", 2)
@@ -106,6 +110,7 @@ async def test_overlapping_subscriptions(mosquitto: Mosquitto) -> None:
         assert [feed.total for feed in feeds] == [1, 1, 1, 1]
 
 
+@pytest.mark.matrix("ACL", note="what may not be read does not come")
 async def test_what_mosquitto_does_not_allow(mosquitto: Mosquitto) -> None:
     async with await mosquitto.open() as session:
         feed = await session.subscribe("secret/x", 1)
@@ -114,6 +119,7 @@ async def test_what_mosquitto_does_not_allow(mosquitto: Mosquitto) -> None:
         assert feed.total == 0
 
 
+@pytest.mark.matrix("take-over", "will")
 async def test_taken_over_and_will(mosquitto: Mosquitto) -> None:
     async with await mosquitto.open("mqtts") as watcher:
         feed = await watcher.subscribe("will", 1)
@@ -126,6 +132,7 @@ async def test_taken_over_and_will(mosquitto: Mosquitto) -> None:
 
 
 @pytest.mark.parametrize("version", ["5.0", "3.1.1"])
+@pytest.mark.matrix("password", note="0x87 with both versions")
 async def test_a_stranger_is_refused(identities: Identities, tmp_path: Path, version: str) -> None:
     async with mosquitto_with(identities, tmp_path, "allow_anonymous false") as broker:
         with pytest.raises(ConnectRefusedError, match="username and password") as caught:
@@ -133,6 +140,9 @@ async def test_a_stranger_is_refused(identities: Identities, tmp_path: Path, ver
         assert caught.value.reason_code == 0x87
 
 
+@pytest.mark.matrix(
+    "change of transport", note="TLS to TCP and back under load: nothing lost, nothing doubled at QoS 2"
+)
 async def test_a_session_moves_between_tls_and_tcp_under_load(identities: Identities, tmp_path: Path) -> None:
     settings = ("allow_anonymous true", "max_queued_messages 0")
     kept = {"session_expiry_interval": 60, "client_id": "sender"}
