@@ -420,6 +420,8 @@ class QuicConnection(Movable):
             self._pings.acknowledged(event.uid)
         elif isinstance(event, events.HandshakeCompleted):
             self._handshake_is_complete(event)
+        elif isinstance(event, events.DatagramFrameReceived):
+            self._datagram_received(event.data)
 
     # --- handshake
 
