@@ -127,7 +127,7 @@ class Client(Pipeline):
         self._lost()
 
     def _on_reset(self, error_code: int) -> None:
-        self._lost()
+        self._lost("reset")
 
     def _on_migrated(self, old: tuple[str, int], new: tuple[str, int]) -> None:
         # Session, subscriptions and what is in flight belong to the connection, not to an address: nothing else to do.
@@ -137,17 +137,18 @@ class Client(Pipeline):
     def _on_closed(self, closed: asyncio.Future[LabError | None]) -> None:
         self._end()
 
-    def _lost(self) -> None:
+    def _lost(self, cause: str = "") -> None:
         """End without DISCONNECT: the client is gone, or wants to be."""
         self._end()
-        self._hang_up("")
+        self._hang_up("", cause)
 
-    def _hang_up(self, reason: str) -> None:
-        """Close the connection, or what of it is the client's."""
+    def _hang_up(self, reason: str, cause: str = "") -> None:
+        """Close the connection, or what of it is the client's; the streams know which code goes with the cause."""
         if self._ends_connection or self.stream is None:
-            self._server.spawn(self.connection.close(0, reason))
+            code = self._streams.CLOSE_CODES.get(cause, 0)
+            self._server.spawn(self._server.hang_up(self.connection, code, reason))
         else:
-            self.stream.end()
+            self.outbox.finish()
 
     def abandon(self, reason: str, code: int = 0) -> None:
         """Close the whole connection: what the client did has no answer on a stream."""
@@ -155,7 +156,7 @@ class Client(Pipeline):
             return
         self._stats.protocol_errors += 1
         self._end()
-        self._server.spawn(self.connection.close(code, reason))
+        self._server.spawn(self._server.hang_up(self.connection, code, reason))
 
     # --- CONNECT and DISCONNECT ---------------------------------------------------------------------------------
 
@@ -242,6 +243,7 @@ class Client(Pipeline):
         if refusal:
             self.refuse(ReasonCode.NOT_AUTHORIZED, f"the will: {refusal}")
             return
+        recorded = 0 if server.journal is None else server.journal.recorded
         told = {**connack_properties(config, packet, assigned_id), **(properties or {})}
         if not self.takes(len(ConnAck(False, ReasonCode.SUCCESS, told).encode(self.version)), count=False):
             self.refuse(ReasonCode.PACKET_TOO_LARGE, "the client takes no packet as large as the CONNACK")
@@ -250,10 +252,11 @@ class Client(Pipeline):
         if session is None:
             self.refuse(ReasonCode.QUOTA_EXCEEDED, "the broker holds as many sessions as it may")
             return
-        session.expiry_interval = granted_expiry(config, packet)
+        server.session_begins(session, granted_expiry(config, packet), packet.will)
         answer = ConnAck(present, ReasonCode.SUCCESS, told)
         self.state = check_packet(Role.SERVER, self.state, answer, self.version)
-        self.outbox.write(answer.encode(self.version))
+        settled = server.journal is None or server.journal.recorded == recorded
+        self.outbox.write(answer.encode(self.version), settled=settled)
         self.session = session
         session.rights = self.rights
         self._clean_start = packet.clean_start
@@ -262,7 +265,11 @@ class Client(Pipeline):
         self._keepalive = ServerKeepAlive(granted_keepalive(config, packet), server.clock.time())
         self._watch_keepalive()
         self._stats.connects_total += 1
-        self.receive_maximum = min(packet.properties.get("receive_maximum", RECEIVE_MAXIMUM), config.max_inflight)
+        self.receive_maximum = min(
+            packet.properties.get("receive_maximum", RECEIVE_MAXIMUM),
+            config.max_inflight,
+            server.profile.max_inflight or RECEIVE_MAXIMUM,
+        )
         self.has_ways = self._streams.carry_deliveries
         self.is_plain = self.size_limit is None and not self.has_ways
         session.connected(self, self.receive_maximum)
@@ -293,7 +300,7 @@ class Client(Pipeline):
         if not self.takes(len(data), count=False):
             return False
         self.state = check_packet(Role.SERVER, self.state, packet, self.version)
-        self.outbox.write(data)
+        self.outbox.write(data, settled=True)
         return True
 
     def _on_disconnect(self, packet: Disconnect) -> None:
@@ -311,7 +318,11 @@ class Client(Pipeline):
             self._will = None  # [MQTT-3.14.4-3]
         self._close("the client disconnected")
 
-    def disconnect(self, code: int, reason: str = "") -> None:
+    def end_by(self, packet: Disconnect) -> None:
+        """Take a DISCONNECT that came on another stream, where the profile knows that."""
+        self._on_disconnect(packet)
+
+    def disconnect(self, code: int, reason: str = "", cause: str = "") -> None:
         """End the connection, telling a 5.0 client why [MQTT-4.13.1-1]."""
         if self.is_ended:
             return
@@ -321,8 +332,17 @@ class Client(Pipeline):
             packet = Disconnect(code, {"reason_string": as_text(reason)} if reason else {}).encode(5)
             if not self.takes(len(packet), count=False):
                 packet = Disconnect(code).encode(5)
-            self.outbox.write(packet)
-        self._close(reason)
+            self.outbox.write(packet, settled=True)
+        self._close(reason, cause)
+
+    def cut_off(self, code: int, reason: str, *, unanswered: bool) -> None:
+        """End the connection of a client that was to be told what cannot be kept."""
+        if unanswered and not self.is_ended:
+            self._stats.connects_refused += 1
+            self.outbox.write(ConnAck(False, code).encode(self.version), settled=True)
+            self._close(reason)
+        else:
+            self.disconnect(code, reason)
 
     def _fail(self, error: ProtocolError) -> None:
         """End the connection of a client that broke a rule."""
@@ -338,15 +358,15 @@ class Client(Pipeline):
             elif self._decoder.version == 4 and code == ReasonCode.CLIENT_IDENTIFIER_NOT_VALID:
                 # All else that is wrong with a CONNECT of 3.1.1 gets no CONNACK [its MQTT-3.1.4-1, MQTT-3.1.3-8].
                 self.outbox.write(ConnAck(False, code).encode(4))
-        self.disconnect(code, str(error))
+        self.disconnect(code, str(error), "protocol error")
 
-    def _close(self, reason: str) -> None:
+    def _close(self, reason: str, cause: str = "") -> None:
         if self.is_ended:
             return
         if self.stream is not None:
             self.outbox.flush()
         self._end()
-        self._hang_up(reason)
+        self._hang_up(reason, cause)
 
     def _connect_timed_out(self) -> None:
         self._stats.connect_timeouts += 1
@@ -393,13 +413,14 @@ class Client(Pipeline):
             self._pending_seen = self.outbox.pending
         if self._keepalive.poll(now) == "dead":
             self._stats.keepalive_timeouts += 1
-            self.disconnect(ReasonCode.KEEP_ALIVE_TIMEOUT, f"nothing heard for 1.5 x {self._keepalive.interval} s")
+            reason = f"nothing heard for 1.5 x {self._keepalive.interval} s"
+            self.disconnect(ReasonCode.KEEP_ALIVE_TIMEOUT, reason, "silence")
             self._server.changed()
         else:
             self._watch_keepalive()
 
     def _on_pingreq(self, packet: PingReq) -> None:
-        self.outbox.write(PINGRESP)
+        self.outbox.write(PINGRESP, settled=True)
 
     # --- what others ask ----------------------------------------------------------------------------------------
 

@@ -21,6 +21,15 @@ NOT_FORWARDED = ("topic_alias", "subscription_identifier", "message_expiry_inter
 """Properties that belong to one hop, or (message expiry) change while a message waits."""
 
 
+PUBLISHER = "x-mqtt-client-id"
+"""User Property in which mqttv5 names the publisher to every subscriber."""
+
+
+def named(properties: Mapping[str, Any], client_id: str) -> dict[str, Any]:
+    """Return the properties of a PUBLISH with its publisher's client identifier among them."""
+    return {**properties, "user_property": [*properties.get("user_property", ()), (PUBLISHER, client_id)]}
+
+
 class Form(NamedTuple):
     """A PUBLISH with QoS 1 or 2 in two halves: everything between the first byte and the packet id, and the rest."""
 

@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mqttquic_lab.broker.early import EarlyPublish, marked
-from mqttquic_lab.broker.message import Message
+from mqttquic_lab.broker.message import Message, named
 from mqttquic_lab.broker.outbox import Holdable, Outbox
 from mqttquic_lab.broker.subscribing import RetainedDelivery, subscribe, unsubscribe
 from mqttquic_lab.errors import MalformedPacketError, ProtocolError
@@ -108,6 +108,7 @@ class Pipeline(Holdable):
         self.is_plain = True
         self.has_ways = False
         self.is_ended = False
+        self._names_publisher = server.profile.names_publisher
         self.messages_in = 0
         self.bytes_in = 0
         self.early_messages = 0
@@ -236,7 +237,7 @@ class Pipeline(Holdable):
                     and (self.rights is None or self.rights.may_publish(packet.topic))
                 ):
                     route = route_of(packet.topic)
-                    if route.fast:
+                    if route.fast and not self._names_publisher:
                         if route is not run_route:
                             if run_route is not None:
                                 self._pass_on(run_route, run)
@@ -307,7 +308,8 @@ class Pipeline(Holdable):
             self._stats.publishes_refused += 1
             return
         now = self._server.clock.time()
-        message = Message(topic, packet.payload, packet.qos, packet.retain, packet.properties, now)
+        properties = named(packet.properties, session.client_id) if self._names_publisher else packet.properties
+        message = Message(topic, packet.payload, packet.qos, packet.retain, properties, now)
         self._server.publish(message, session.owner)
 
     def _refusal(self, topic: str) -> str:

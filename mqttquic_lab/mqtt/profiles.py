@@ -258,6 +258,7 @@ PROFILES: Final[Mapping[str, BrokerProfile]] = {
                 "All answers come on the control stream; packet identifiers are the session's.",
                 "0-RTT data only if it was started with --quic-early-data.",
                 "A malformed packet on a data stream closes the connection.",
+                "It announces packets of up to 268435456 bytes and 65535 topic aliases, we our own bounds.",
                 "The embedded broker reads its flow headers but keeps no subscriptions per flow.",
             ),
             sources=("LabOverWire/mqtt-lib, crates.io mqttv5-cli", "observed on mqttv5-cli 0.29.10"),

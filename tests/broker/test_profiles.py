@@ -340,6 +340,156 @@ async def test_mqttv5_handshake(make_lab: MakeLab) -> None:
     assert parameters is not None
     assert (parameters.initial_max_streams_bidi, parameters.initial_max_streams_uni) == (100, 100)
     assert parameters.initial_max_stream_data_bidi_remote == 256 * 1024
+    assert parameters.initial_max_stream_data_uni == 256 * 1024
+    assert parameters.initial_max_data == 1024 * 1024
+    assert parameters.max_idle_timeout == 60_000
+
+
+async def test_mqttv5_has_64_unacknowledged_deliveries_at_most(make_lab: MakeLab) -> None:
+    lab = await make_lab("mqttv5")
+    control, greedy = await lab.join("x"), await lab.join("y", receive_maximum=3)
+    for reader in (control, greedy):
+        await reader.subscribe("a", qos=1)
+    writer = await lab.join("writer")
+    for number in range(70):
+        await writer.publish("a", b"%d" % number, 1, packet_id=number + 1)
+    waiting = {client.client_id: (client.inflight, client.queued) for client in lab.server.clients()}
+    assert waiting == {"writer": (0, 0), "x": (64, 6), "y": (3, 67)}
+    stream = await control.was_opened()
+    assert [(await stream.message()).payload for _ in range(70)] == [b"%d" % number for number in range(70)]
+
+
+async def test_mqttv5_per_publish(make_lab: MakeLab) -> None:
+    lab = await make_lab("mqttv5", deliveries="per-publish")
+    control = await lab.join()
+    await control.subscribe("a", qos=2)
+    writer = await lab.join("writer")
+    for qos in (0, 1, 2):
+        await writer.publish("a", b"%d" % qos, qos)
+        stream = await control.was_opened()
+        assert (cast("int", stream.stream.id) & 3) == (1 if qos else 3)
+        message = await stream.message(acknowledge=False)
+        assert (message.payload, message.qos) == (b"%d" % qos, qos)
+        assert await stream.was_reset() is None  # FIN right behind the message
+        assert stream.header is not None
+        assert stream.header.encode() == bytes((0x13, 3 + 2 * qos)) + b"\x41\x2c\x00"
+        if qos == 1:
+            stream.send(PubAck(message.packet_id or 0))
+        elif qos == 2:
+            stream.send(PubRec(message.packet_id or 0))
+            assert (await control.expect(PubRel)).packet_id == message.packet_id
+            control.send(PubComp(message.packet_id or 0))
+    await lab.server.wait_for(lambda: all(client.inflight == 0 for client in lab.server.clients()))
+    assert next(client for client in lab.server.clients() if client.client_id == "x").messages_out == 3
+
+
+async def test_mqttv5_control_only(make_lab: MakeLab) -> None:
+    lab = await make_lab("mqttv5", deliveries="control-only")
+    control = await lab.join()
+    await control.subscribe("a", qos=1)
+    control.send(publish("a", b"x", 1, 1))
+    assert {(await control.next()).NAME for _ in range(2)} == {"PUBLISH", "PUBACK"}
+    assert control.opened.empty()
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_mqttv5_names_the_publisher(make_lab: MakeLab, qos: int) -> None:
+    lab = await make_lab("mqttv5", deliveries="control-only")
+    control, writer = await lab.join(), await lab.join("writer")
+    await control.subscribe("a", qos=qos)
+    await writer.publish("a", b"x", qos, user_property=[("k", "v")])
+    message = await control.message()
+    assert list(message.properties["user_property"]) == [("k", "v"), ("x-mqtt-client-id", "writer")]
+
+
+async def test_mqttv5_obeys_disconnect_on_a_data_stream(make_lab: MakeLab) -> None:
+    lab = await make_lab("mqttv5")
+    control = await lab.join()
+    control.open(unidirectional=True).send(Disconnect(0, {}))
+    assert await closed_with(control) == 0
+
+
+async def closed_with(control: Peer) -> int:
+    """Return the error code with which the broker closed the connection."""
+    await control.closed()
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.shield(quic(control).closed)
+    info = quic(control).close_info
+    assert info is not None
+    return info.error_code
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (Connect("y", 5, True, 0, None, None, None, {}).encode(5), 0xB4),
+        (b"\xf7\x02xx", 0xB4),
+        (PubAck(1).encode()[:-1], None),
+    ],
+    ids=["a second CONNECT", "garbage", "half a packet"],
+)
+async def test_mqttv5_close_codes_on_data_streams(make_lab: MakeLab, data: bytes, code: int | None) -> None:
+    lab = await make_lab("mqttv5")
+    control = await lab.join()
+    stream = control.open(unidirectional=True)
+    stream.send(data)
+    if code is None:
+        stream.stream.end()
+        assert await control.sync() == []
+    else:
+        assert await closed_with(control) == code
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [("garbage", 0xB4), ("fin", 0), ("reset", 0xB2), ("silence", 0xB2), ("taken over", 0), ("flow header", 0xB4),
+     ("no CONNECT", 0xB4)],
+)  # fmt: skip
+async def test_mqttv5_close_codes(make_lab: MakeLab, how: str, code: int) -> None:
+    lab = await make_lab("mqttv5")
+    if how in ("flow header", "no CONNECT"):
+        control = await lab.attach()
+        control.send(b"\x11\x00\x00" if how == "flow header" else PingReq())
+    else:
+        control = await lab.join(keepalive=1 if how == "silence" else 0)
+        if how == "garbage":
+            control.send(b"\xff\xff")
+        elif how == "fin":
+            control.stream.end()
+        elif how == "reset":
+            control.stream.reset(0)
+        elif how == "taken over":
+            await lab.join()
+    assert await closed_with(control) == code
+
+
+async def test_mqttv5_recovery_that_fails_twice(make_lab: MakeLab) -> None:
+    lab = await make_lab("mqttv5")
+    control = await lab.join()
+    header = b"\x12\x02\x00\x02"
+    assert await control.open(unidirectional=True).send_and_reset(header) == 0xB3
+    control.open(unidirectional=True).send(header)
+    assert await closed_with(control) == 0xB3
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [(b"\x12\x02\x00\x00", 0xBE), (b"\x14\x02", 0xBE), (b"\x11\x00\x00", 0xB5), (b"\x12\x03\x00\x01", 0xB6),
+     (b"\x13\x03\x00\x01", 0xB6), (b"\x12\x02\x00\x01", None), (b"\x12\x02\x05\x01", 0xBE)],
+)  # fmt: skip
+async def test_mqttv5_bidirectional_streams_with_headers(make_lab: MakeLab, header: bytes, code: int | None) -> None:
+    lab = await make_lab("mqttv5")
+    control = await lab.join()
+    assert await control.open().send_and_reset(header) == code
+    assert await control.sync() == []
+
+
+async def test_mqttv5_holds_what_comes_before_connect(make_lab: MakeLab) -> None:
+    lab = await make_lab("mqttv5")
+    control = await lab.attach()
+    control.open(unidirectional=True).send(publish("a", b"x", 1, 7))
+    assert (await control.connect("x")).reason_code == 0
+    assert (await control.expect(PubAck)).packet_id == 7
 
 
 async def test_mqttv5_refuses_bidirectional_data_streams(make_lab: MakeLab) -> None:
@@ -407,7 +557,7 @@ async def test_mqttv5_retires_the_topic_used_longest_ago(make_lab: MakeLab) -> N
     writer = await lab.join("writer")
     limit = profile_named("mqttv5").max_delivery_streams
     for number in range(limit + 1):
-        await writer.publish(f"t/{number}", b"", 2 if number == 0 else 1)
+        await writer.publish(f"t/{number}", b"", 0 if number else 2)
     oldest = await control.was_opened()
     await oldest.expect(Publish)
     await oldest.closed()
