@@ -248,7 +248,6 @@ class Client(Pipeline):
         if not self.takes(len(ConnAck(False, ReasonCode.SUCCESS, told).encode(self.version)), count=False):
             self.refuse(ReasonCode.PACKET_TOO_LARGE, "the client takes no packet as large as the CONNACK")
             return
-        recorded = 0 if server.journal is None else server.journal.recorded
         session, present = server.open_session(client_id, packet.clean_start)
         if session is None:
             self.refuse(ReasonCode.QUOTA_EXCEEDED, "the broker holds as many sessions as it may")
