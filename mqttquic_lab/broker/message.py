@@ -104,8 +104,10 @@ class Message:
         """Message expiry interval to send: what was received minus the time it waited [MQTT-3.3.2-6]."""
         if self.expires_at is None or version != 5:
             return None
-        # Rounded to the nearest second: a message that only passes through keeps the interval it came with.
-        return max(int(self.expires_at - now + 0.5), 1)
+        remaining = self.expires_at - now
+        # Rounded to the nearest second: a message that only passes through keeps the interval it came with. None is
+        # left of an interval of 0, which is for those who are there, and of a message that is sent again too late.
+        return max(int(remaining + 0.5), 1) if remaining > 0 else 0
 
     def _properties(self, version: Version, identifiers: tuple[int, ...], remaining: int | None) -> Mapping[str, Any]:
         if version != 5:

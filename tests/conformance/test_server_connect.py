@@ -405,7 +405,7 @@ async def test_no_packet_is_larger_than_the_client_takes(served: Served) -> None
 
 async def test_what_is_too_large_counts_as_sent(served: Served) -> None:
     """Messages that were left out neither hold up others nor come back with the session."""
-    options = {"clean_start": False, "session_expiry_interval": 100, "receive_maximum": 1}
+    options: dict[str, Any] = {"clean_start": False, "session_expiry_interval": 100, "receive_maximum": 1}
     peer = await served.join("x", maximum_packet_size=60, **options)
     await peer.subscribe("a", qos=2)
     publisher = await served.join("p")
@@ -426,7 +426,7 @@ async def test_what_is_too_large_counts_as_sent(served: Served) -> None:
 
 
 @pytest.mark.parametrize("asked", [{}, {"request_response_information": 0}])
-async def test_no_response_information_unless_asked(served: Served, asked: dict[str, int]) -> None:
+async def test_no_response_information_unless_asked(served: Served, asked: dict[str, Any]) -> None:
     peer = await served.attach()
     assert "response_information" not in (await peer.connect("x", **asked)).properties
 
