@@ -9,6 +9,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mqttquic_lab.broker.acl import AclClient, Rights
+from mqttquic_lab.broker.aliases import OutgoingAliases
 from mqttquic_lab.broker.authenticating import Authentication
 from mqttquic_lab.broker.connecting import (
     RECEIVE_MAXIMUM,
@@ -74,6 +75,7 @@ class Client(Pipeline):
         )
         self._username: str | None = None
         self._clean_start = True
+        self._topic_aliases = 0
         self._connected_at = 0.0
         self._will: Will | None = None
         self._verdict_pending = object()
@@ -244,7 +246,7 @@ class Client(Pipeline):
             self.refuse(ReasonCode.NOT_AUTHORIZED, f"the will: {refusal}")
             return
         recorded = 0 if server.journal is None else server.journal.recorded
-        told = {**connack_properties(config, packet, assigned_id), **(properties or {})}
+        told = {**connack_properties(config, packet, assigned_id, self._username), **(properties or {})}
         if not self.takes(len(ConnAck(False, ReasonCode.SUCCESS, told).encode(self.version)), count=False):
             self.refuse(ReasonCode.PACKET_TOO_LARGE, "the client takes no packet as large as the CONNACK")
             return
@@ -270,6 +272,8 @@ class Client(Pipeline):
             config.max_inflight,
             server.profile.max_inflight or RECEIVE_MAXIMUM,
         )
+        self._topic_aliases = min(packet.properties.get("topic_alias_maximum", 0), config.topic_alias_maximum)
+        self.outbox.aliases = self.new_aliases()
         self.has_ways = self._streams.carry_deliveries
         self.is_plain = self.size_limit is None and not self.has_ways
         session.connected(self, self.receive_maximum)
@@ -431,6 +435,10 @@ class Client(Pipeline):
     def way(self, topic: str) -> Outbox:
         """Return where messages of a topic go out: a stream of the topic's own, if the broker opens such."""
         return self._streams.way(topic) if self.has_ways else self.outbox
+
+    def new_aliases(self) -> OutgoingAliases | None:
+        """Return topic aliases for a stream that numbers its own; None if the client takes none."""
+        return OutgoingAliases(self._topic_aliases, self.size_limit) if self._topic_aliases else None
 
     @property
     def keepalive(self) -> ServerKeepAlive:

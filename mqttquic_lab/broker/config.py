@@ -129,7 +129,11 @@ class BrokerConfig:
     max_retained_bytes : int
         Topic and payload bytes of those.
     topic_alias_maximum : int
-        Topic aliases accepted per connection (MQTT 5.0 section 3.2.2.3.8).
+        Topic aliases accepted per connection (MQTT 5.0 section 3.2.2.3.8), and used at most towards a client that
+        takes any.
+    response_information : str
+        What a client that asks for Response Information is told (section 3.2.2.3.15): the beginning of topics that it
+        may have answers sent to. ``%c`` is its client identifier, ``%u`` its user name. Empty: nothing is told.
     connect_timeout : float
         Seconds a connection may stay without CONNECT [MQTT-3.1.4-1].
     max_keepalive : int
@@ -184,6 +188,7 @@ class BrokerConfig:
     max_retained: int = 100_000
     max_retained_bytes: int = 64 * 1024 * 1024
     topic_alias_maximum: int = 64
+    response_information: str = "response/%c"
     connect_timeout: float = 10.0
     max_keepalive: int = 0
 

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
+from mqttquic_lab.broker.acl import fill_in
 from mqttquic_lab.mqtt import ReasonCode
 from mqttquic_lab.mqtt.reason_codes import ALLOWED
 
@@ -67,7 +68,9 @@ def granted_keepalive(config: BrokerConfig, connect: Connect) -> int:
     return connect.keepalive
 
 
-def connack_properties(config: BrokerConfig, connect: Connect, assigned_id: str | None) -> dict[str, Any]:
+def connack_properties(
+    config: BrokerConfig, connect: Connect, assigned_id: str | None, username: str | None = None
+) -> dict[str, Any]:
     """Return what a 5.0 client is told about this broker.
 
     Maximum QoS, Retain Available and the like are left out where their absence says the same (all of QoS 2, retained
@@ -87,6 +90,10 @@ def connack_properties(config: BrokerConfig, connect: Connect, assigned_id: str 
     expiry = granted_expiry(config, connect)
     if expiry != connect.properties.get("session_expiry_interval", 0):
         properties["session_expiry_interval"] = expiry
+    if config.response_information and connect.properties.get("request_response_information"):  # [MQTT-3.1.2-28]
+        prefix = fill_in(config.response_information, assigned_id or connect.client_id, username)
+        if prefix is not None:
+            properties["response_information"] = prefix
     keepalive = granted_keepalive(config, connect)
     if keepalive != connect.keepalive:
         properties["server_keep_alive"] = keepalive

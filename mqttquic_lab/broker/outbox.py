@@ -26,6 +26,7 @@ from mqttquic_lab.mqtt import ConnAck
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mqttquic_lab.broker.aliases import OutgoingAliases
     from mqttquic_lab.broker.clock import Clock, TimerHandle
     from mqttquic_lab.broker.config import BrokerConfig
     from mqttquic_lab.broker.status import BrokerStats
@@ -110,8 +111,8 @@ class Outbox:
     __slots__ = (
         "_clock", "_dirty", "_flushes", "_full_reason", "_grace", "_held", "_is_closed", "_is_ending", "_is_unsettled",
         "_journal", "_limit", "_messages", "_on_room", "_owner", "_parts", "_queue_is_short", "_stats", "_stream",
-        "_task", "_timer", "_unsettled", "_unsettled_bytes", "bytes_out", "dropped", "is_full", "is_lagging",
-        "is_overflowing", "messages_out", "queue_is_long", "total_pending",
+        "_task", "_timer", "_unsettled", "_unsettled_bytes", "aliases", "bytes_out", "dropped", "is_full",
+        "is_lagging", "is_overflowing", "messages_out", "queue_is_long", "total_pending",
     )  # fmt: skip
 
     def __init__(
@@ -156,6 +157,8 @@ class Outbox:
         """The session's queue of QoS 1 and 2 messages is more than half full."""
         self.total_pending: Callable[[], int] | None = None
         """Bytes pending on all streams of the client, where the bound holds for them together."""
+        self.aliases: OutgoingAliases | None = None
+        """Topic aliases of this stream, where the client takes any."""
         self.messages_out = 0
         self.bytes_out = 0
         self.dropped = 0
@@ -175,6 +178,8 @@ class Outbox:
             self.dropped += count
             self._stats.dropped_qos0 += count
             return
+        if self.aliases is not None:
+            packets = self.aliases.apply(packets)
         self._parts.append(packets)
         self._messages += count
         if not self._dirty:
@@ -183,6 +188,8 @@ class Outbox:
 
     def send(self, packet: bytes, *, kept: bool = False) -> None:
         """Queue one QoS 1 or 2 message; `kept` if its session is."""
+        if self.aliases is not None:
+            packet = self.aliases.apply(packet)
         self._messages += 1
         self.write(packet, settled=not kept)
 

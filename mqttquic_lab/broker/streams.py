@@ -58,6 +58,8 @@ class DataStream(Pipeline):
             self.outbox.total_pending = streams.pending
         is_ours = bool((stream.id or 0) & 1)
         self.owns_session = server.profile.state_per_stream and self.can_answer and not is_ours
+        if self.owns_session:
+            self.outbox.aliases = client.new_aliases()
         self._handlers = self.HANDLERS if self.can_answer else self.UNIDIRECTIONAL
         self._attach(stream)
         self._join_session(client)
