@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         ReasonedError,
         StreamClosedError,
         StreamLimitError,
+        StreamMappingWarning,
         SubscribeError,
         UnknownOptionError,
         UnreachableError,
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.quic.tickets import TicketStore
     from mqttquic_lab.records.message import Message
     from mqttquic_lab.records.migration import MigrationResult
-    from mqttquic_lab.session import Backoff, StreamInfo
+    from mqttquic_lab.session import Backoff, FlowInfo, StreamInfo
 
 __version__ = "0.1.0"
 
@@ -79,6 +80,7 @@ __all__ = [
     "ConnectTimeoutError",
     "DisconnectedError",
     "Feed",
+    "FlowInfo",
     "Handshake",
     "HandshakeError",
     "LabError",
@@ -97,6 +99,7 @@ __all__ = [
     "StreamClosedError",
     "StreamInfo",
     "StreamLimitError",
+    "StreamMappingWarning",
     "SubscribeError",
     "TicketStore",
     "UnknownOptionError",
@@ -116,10 +119,12 @@ __all__ = [
 _HOMES = {
     "Backoff": "session",
     "BrokerProfileWarning": "errors",
+    "StreamMappingWarning": "errors",
     "CongestionControl": "quic.congestion",
     "Message": "records.message",
     "MigrationResult": "records.migration",
     "ReasonCode": "mqtt",
+    "FlowInfo": "session",
     "StreamInfo": "session",
     "TicketStore": "quic.tickets",
     "Will": "mqtt",

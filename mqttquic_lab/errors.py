@@ -11,7 +11,7 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 class LabError(Exception):
@@ -70,6 +70,11 @@ class ReasonedError(LabError):
         self.reason_code = reason_code
         self.reason_string = reason_string
         self.packet = packet
+
+    @property
+    def properties(self) -> Mapping[str, Any]:
+        """MQTT 5.0 properties of that packet, User Properties among them; empty if there is none."""
+        return getattr(self.packet, "properties", None) or {}
 
 
 class ConnectError(ReasonedError, ConnectionError):
@@ -159,6 +164,10 @@ class StreamLimitError(UsageError):
 
 class BrokerProfileWarning(UserWarning):
     """The broker of this profile is known to refuse what was just asked for; it is sent nevertheless."""
+
+
+class StreamMappingWarning(UserWarning):
+    """``streams="flows"`` was asked for, and the session goes on without flows: the broker or the transport has none."""
 
 
 class ProtocolError(ReasonedError):

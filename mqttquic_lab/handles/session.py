@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from mqttquic_lab.callbacks import CallbackRunner
 from mqttquic_lab.errors import BlockingCallError
-from mqttquic_lab.handles.calling import Caller
+from mqttquic_lab.handles.calling import Caller, on_thread
 from mqttquic_lab.handles.chunks import publish_chunks
 from mqttquic_lab.handles.feed import Feed
 from mqttquic_lab.handles.handshake import Handshake
@@ -33,11 +33,13 @@ if TYPE_CHECKING:
         AsyncSession,
         ErrorRecord,
         EventRecord,
+        FlowInfo,
         PublishResult,
         PublishSummary,
         SessionStats,
         StreamInfo,
     )
+    from mqttquic_lab.session.flow_spec import FlowKeywords
     from mqttquic_lab.trace import Trace
     from mqttquic_lab.widgets import Dashboard
 
@@ -148,8 +150,17 @@ class Session:
     @property
     def streams(self) -> tuple[StreamInfo, ...]:
         """The streams that carry the session: control stream, data streams, the newest 64 that are over; as of now."""
-        core = self._core
-        return self._caller.look(lambda: core.streams)
+        return self._caller.look(lambda: self._core.streams)
+
+    @property
+    def mapping(self) -> str:
+        """How streams are used: as ``streams=`` asked, unless the transport or the broker cannot do that."""
+        return self._core.mapping
+
+    @property
+    def flows(self) -> tuple[FlowInfo, ...]:
+        """With ``streams="flows"``: all flows that either end keeps, with a stream or waiting to be recovered."""
+        return self._caller.look(lambda: self._core.flows)
 
     @property
     def unrouted(self) -> MessageLog:
@@ -349,8 +360,14 @@ class Session:
         """
         self._caller.call(timeout, self._core.unsubscribe, core_of(what), timeout=timeout)
 
-    def open_stream(self, *, priority: int = 3, timeout: float | str | None = 10.0) -> Stream:
+    def open_stream(
+        self, *, priority: int = 3, timeout: float | str | None = 10.0, **flow: Unpack[FlowKeywords]
+    ) -> Stream:
         """Open a data stream, to publish and subscribe on; QUIC only.
+
+        With ``streams="flows"`` it carries a flow, and takes the keywords `flow_id`, `clean`, `abort_if_no_state`,
+        `persistent_qos`, `persistent_topic_alias`, `persistent_subscriptions`, `expire_interval`, `err_tolerance` and
+        `unidirectional`: see :meth:`mqttquic_lab.session.AsyncSession.open_stream`.
 
         Parameters
         ----------
@@ -369,7 +386,7 @@ class Session:
             See :meth:`mqttquic_lab.session.AsyncSession.open_stream`.
         """
         with called_from_here():
-            core = self._caller.call(timeout, self._core.open_stream, priority=priority, timeout=timeout)
+            core = self._caller.call(timeout, self._core.open_stream, priority=priority, timeout=timeout, **flow)
         return Stream(core, self, self._caller)
 
     def ping(self, *, timeout: float | str | None = 10.0) -> float:

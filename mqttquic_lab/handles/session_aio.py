@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+from mqttquic_lab.handles.calling import on_thread
 from mqttquic_lab.handles.chunks import hop_chunks
 from mqttquic_lab.handles.stream import Stream, core_of
 from mqttquic_lab.session.advice import called_from_here
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Iterable, Mapping
+    from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 
     from mqttquic_lab.handles.feed import Feed
     from mqttquic_lab.handles.session import Session
     from mqttquic_lab.records.decode import Decode
+    from mqttquic_lab.records.message import Message
     from mqttquic_lab.records.migration import MigrationResult
     from mqttquic_lab.session import PublishResult, PublishSummary
+    from mqttquic_lab.session.flow_spec import FlowKeywords
 
 
 class SessionAio:
@@ -93,10 +96,12 @@ class SessionAio:
         """See :meth:`Session.unsubscribe`."""
         await self._caller.hop(self._core.unsubscribe, core_of(what), timeout=timeout)
 
-    async def open_stream(self, *, priority: int = 3, timeout: float | str | None = 10.0) -> Stream:
+    async def open_stream(
+        self, *, priority: int = 3, timeout: float | str | None = 10.0, **flow: Unpack[FlowKeywords]
+    ) -> Stream:
         """See :meth:`Session.open_stream`."""
         with called_from_here():
-            core = await self._caller.hop(self._core.open_stream, priority=priority, timeout=timeout)
+            core = await self._caller.hop(self._core.open_stream, priority=priority, timeout=timeout, **flow)
         return Stream(core, self._session, self._caller)
 
     async def ping(self, *, timeout: float | str | None = 10.0) -> float:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.handles.calling import Caller
     from mqttquic_lab.handles.session import Session
     from mqttquic_lab.records.decode import Decode
-    from mqttquic_lab.session import AsyncStream, PublishResult, PublishSummary, StreamInfo
+    from mqttquic_lab.session import AsyncStream, FlowInfo, PublishResult, PublishSummary, StreamInfo
 
 
 class Stream:
@@ -46,6 +46,12 @@ class Stream:
     def state(self) -> str:
         """``"open"``, ``"closing"`` (ended here, not yet by the broker), ``"closed"``, or ``"failed"``."""
         return self._core.state
+
+    @property
+    def flow(self) -> FlowInfo | None:
+        """With ``streams="flows"``: the flow's id, flags, where it stands, and whether its state was recovered."""
+        core = self._core
+        return self._caller.look(lambda: core.flow)
 
     @property
     def is_idle(self) -> bool:
@@ -166,6 +172,46 @@ class Stream:
         with called_from_here():
             return self._caller.call(timeout, self._core.unsubscribe, core_of(what), timeout=timeout)
 
+    def abort(self, code: str | int | None = None, *, timeout: float | str | None = 5.0) -> None:
+        """End the stream abortively (RESET_STREAM and STOP_SENDING); who waits for something on it is told at once.
+
+        Parameters
+        ----------
+        code : str or int, optional
+            With ``streams="flows"``, a code of the draft: ``"FLOW_PACKET_CANCELLED"`` (default) keeps the flow's state,
+            so that :meth:`take_over` goes on with it; ``"FLOW_CANCELLED"`` discards it. Elsewhere any number, or 0.
+
+        Raises
+        ------
+        UsageError, StreamClosedError
+            See :meth:`mqttquic_lab.session.AsyncStream.abort`.
+        """
+        self._caller.call(timeout, self._core.abort, code, timeout=timeout)
+
+    def take_over(self, *, timeout: float | str | None = 10.0) -> Stream:
+        """Put the flow on a new QUIC stream and return this stream, whose id has changed (``streams="flows"`` only).
+
+        A take-over if its present stream lives, else a recovery. What is not acknowledged is sent again, and
+        subscriptions hold.
+
+        Raises
+        ------
+        UsageError, StreamLimitError, OperationTimeoutError, DisconnectedError
+            See :meth:`mqttquic_lab.session.AsyncStream.take_over`.
+        """
+        self._caller.call(timeout, self._core.take_over, timeout=timeout)
+        return self
+
+    def discard(self, *, timeout: float | str | None = 10.0) -> None:
+        """Have the broker forget the flow with all its state (``streams="flows"`` only).
+
+        Raises
+        ------
+        UsageError, OperationTimeoutError
+            See :meth:`mqttquic_lab.session.AsyncStream.discard`.
+        """
+        self._caller.call(timeout, self._core.discard, timeout=timeout)
+
     def close(self, *, timeout: float | str | None = 5.0) -> None:
         """End the stream in order: FIN once all that was sent is acknowledged. Its subscriptions end with it.
 
@@ -204,6 +250,7 @@ class StreamAio:
     """The verbs of a :class:`Stream`, awaitable from any event loop."""
 
     def __init__(self, stream: Stream) -> None:
+        self._stream = stream
         self._session = stream.session
         self._core = stream._core  # noqa: SLF001 - a twin of the same module
         self._caller = stream._caller  # noqa: SLF001
@@ -275,6 +322,19 @@ class StreamAio:
         """See :meth:`Stream.unsubscribe`."""
         with called_from_here():
             return await self._caller.hop(self._core.unsubscribe, core_of(what), timeout=timeout)
+
+    async def abort(self, code: str | int | None = None, *, timeout: float | str | None = 5.0) -> None:
+        """See :meth:`Stream.abort`."""
+        await self._caller.hop(self._core.abort, code, timeout=timeout)
+
+    async def take_over(self, *, timeout: float | str | None = 10.0) -> Stream:
+        """See :meth:`Stream.take_over`."""
+        await self._caller.hop(self._core.take_over, timeout=timeout)
+        return self._stream
+
+    async def discard(self, *, timeout: float | str | None = 10.0) -> None:
+        """See :meth:`Stream.discard`."""
+        await self._caller.hop(self._core.discard, timeout=timeout)
 
     async def close(self, *, timeout: float | str | None = 5.0) -> None:
         """See :meth:`Stream.close`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from mqttquic_lab.session.backoff import Backoff
 from mqttquic_lab.session.client import AsyncSession
 from mqttquic_lab.session.feed import AsyncFeed
+from mqttquic_lab.session.flow_spec import FlowInfo
 from mqttquic_lab.session.options import SessionOptions
 from mqttquic_lab.session.probe import probe
 from mqttquic_lab.session.results import ErrorRecord, EventRecord, PublishResult, PublishSummary, SessionStats
@@ -21,6 +22,7 @@ __all__ = [
     "Backoff",
     "ErrorRecord",
     "EventRecord",
+    "FlowInfo",
     "PublishResult",
     "PublishSummary",
     "SessionOptions",

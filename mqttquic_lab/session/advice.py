@@ -58,15 +58,13 @@ def carried(verb: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs
     return knowing()
 
 
-def warn_of(refusal: str) -> None:
+def warn_of(refusal: str, category: type[Warning] = BrokerProfileWarning) -> None:
     """Warn that the broker is known to refuse something; once per line of the caller (Python's own filter)."""
     site = _caller.get() or _find(inspect.currentframe())
     if site is None:
-        warnings.warn(refusal, BrokerProfileWarning, stacklevel=2)
+        warnings.warn(refusal, category, stacklevel=2)
     else:
-        warnings.warn_explicit(
-            refusal, BrokerProfileWarning, site.filename, site.line, module=site.module, registry=site.registry
-        )
+        warnings.warn_explicit(refusal, category, site.filename, site.line, module=site.module, registry=site.registry)
 
 
 def _find(frame: FrameType | None) -> CallSite | None:

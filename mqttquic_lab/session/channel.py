@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError
+from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError, ProtocolError
 from mqttquic_lab.mqtt import (
     MAX_PACKET_SIZE,
     ConnectionState,
@@ -79,6 +79,11 @@ class PacketChannel(PacketStream):
             clock=self._loop.time,
         )
         self.state = ConnectionState.IDLE
+        self.fault_code = 0
+        """QUIC application error code with which a fault of the broker's ends the connection (RFC 9000 20.2)."""
+        self._close_code = 0
+        self.explain: Callable[[LabError], LabError] = _as_it_is
+        """Says more about why the connection has ended."""
         self._on_error = on_error
         self._on_end = on_end
         self._timer: asyncio.TimerHandle | None = None
@@ -189,6 +194,8 @@ class PacketChannel(PacketStream):
         if self.ended:
             return
         self._on_error(where, error)
+        if isinstance(error, ProtocolError):
+            self._close_code = self.fault_code
         code = getattr(error, "reason_code", None) or 0x80
         self.say_goodbye(code)
         self.finish(error, code)
@@ -230,7 +237,7 @@ class PacketChannel(PacketStream):
             return
         # QUIC application close codes of MQTT over QUIC brokers: 0 is a normal end, whatever DISCONNECT said.
         text = reason_text(close_code) if close_code else ""
-        self._closing = self._loop.create_task(self.connection.close(0, text), name="mqttquic-close")
+        self._closing = self._loop.create_task(self.connection.close(self._close_code, text), name="mqttquic-close")
         self._closing.add_done_callback(_log_failure)
 
     def gone(self, what: str) -> DisconnectedError:
@@ -250,7 +257,8 @@ class PacketChannel(PacketStream):
 
     def _on_connection_closed(self, closed: asyncio.Future[LabError | None]) -> None:
         if not closed.cancelled():
-            self._lost(closed.result() or DisconnectedError("the connection was closed underneath the session"))
+            error = closed.result() or DisconnectedError("the connection was closed underneath the session")
+            self._lost(self.explain(error))
 
     def _lost(self, error: LabError) -> None:
         if not self.ended:
@@ -274,6 +282,11 @@ class PacketChannel(PacketStream):
                 'connect with profile="mqttv5" if it is that broker'
             ),
         )
+
+
+def _as_it_is(error: LabError) -> LabError:
+    """Have nothing to add."""
+    return error
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from mqttquic_lab.errors import OperationTimeoutError, UsageError
 from mqttquic_lab.net.stream import DEFAULT_URGENCY, check_urgency
@@ -12,6 +12,8 @@ from mqttquic_lab.records.log import MessageLog
 from mqttquic_lab.session.connecting import checked_connect, deadline_of, open_transport
 from mqttquic_lab.session.fallback import first_that_works
 from mqttquic_lab.session.feed import AsyncFeed
+from mqttquic_lab.session.flow_spec import FlowOptions
+from mqttquic_lab.session.flow_streams import FlowStreams
 from mqttquic_lab.session.lifecycle import SessionLifecycle
 from mqttquic_lab.session.offline import QUEUED, OfflineMessage
 from mqttquic_lab.session.options import SessionOptions, check_timeout
@@ -22,11 +24,13 @@ from mqttquic_lab.session.target import Target, resolve_target
 from mqttquic_lab.session.unsubscribing import unsubscribe_everywhere, unsubscribe_here
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Iterable, Mapping
+    from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 
     from mqttquic_lab.net.stream import Connection
     from mqttquic_lab.records.decode import Decode
+    from mqttquic_lab.records.message import Message
     from mqttquic_lab.records.migration import MigrationResult
+    from mqttquic_lab.session.flow_spec import FlowKeywords
     from mqttquic_lab.session.results import PublishResult, PublishSummary
     from mqttquic_lab.session.subscribing import Subscriber
 
@@ -346,10 +350,99 @@ class AsyncSession(SessionLifecycle):
         seconds = check_timeout(timeout)
         await unsubscribe_everywhere(self._subscribers(), what, seconds)
 
+    # Requests and responses
+
+    async def request(
+        self,
+        topic: str,
+        payload: Any = None,
+        qos: int = 1,
+        properties: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | str | None = 10.0,
+    ) -> Message:
+        """Publish a request and return the response (5.0 only, MQTT 5.0 section 4.10).
+
+        Responses come to a topic of this session's own, subscribed at the first request; a broker that was asked for
+        Response Information (``properties={"request_response_information": 1}`` of ``connect``) says where that is.
+
+        Parameters
+        ----------
+        topic, payload, qos, properties
+            As for :meth:`publish`. Response Topic and Correlation Data are added.
+        timeout : float, str or None
+            Seconds for all of it.
+
+        Raises
+        ------
+        UsageError
+            An argument cannot be used.
+        PublishError
+            The broker refused the request, or said that nobody is subscribed to its topic; or too many wait already.
+        OperationTimeoutError
+            No response in time.
+        DisconnectedError
+            The session is closed, or ended meanwhile.
+        """
+        return await self._requester.request(topic, payload, qos, properties, check_timeout(timeout))
+
+    async def respond(
+        self,
+        topic_filter: str,
+        handler: Callable[[Message], Any],
+        qos: int = 1,
+        *,
+        decode: Decode = "text",
+        timeout: float | str | None = 10.0,
+    ) -> AsyncFeed:
+        """Answer the requests on a topic filter, until the feed returned is unsubscribed (5.0 only).
+
+        Parameters
+        ----------
+        topic_filter, qos, decode, timeout
+            As for :meth:`subscribe`.
+        handler : callable
+            Called with each request, one after the other; what it returns, or what comes of awaiting that, is
+            published to the request's Response Topic. What it raises goes to :attr:`errors`, and that request gets no
+            response.
+
+        Returns
+        -------
+        AsyncFeed
+            The requests.
+
+        Raises
+        ------
+        UsageError, SubscribeError, OperationTimeoutError, DisconnectedError
+            As for :meth:`subscribe`.
+        """
+        return await self._requester.respond(topic_filter, handler, qos, decode, check_timeout(timeout))
+
     # Streams
 
-    async def open_stream(self, *, priority: int = DEFAULT_URGENCY, timeout: float | str | None = 10.0) -> AsyncStream:
+    async def open_stream(
+        self,
+        *,
+        priority: int = DEFAULT_URGENCY,
+        timeout: float | str | None = 10.0,
+        **flow: Unpack[FlowKeywords],
+    ) -> AsyncStream:
         """Open a data stream, to publish and subscribe on; QUIC only.
+
+        With ``streams="flows"`` it carries a flow (MQoQ draft chapter 9), a new one unless `flow_id` names one:
+        ``stream.flow`` tells about it. Its header is made of these keywords, as the draft names them:
+
+        - ``flow_id``: an existing flow to go on with. If it has a stream, the new one takes it over (9.14); if not, it
+          is recovered (9.15). For flows that this session knows, the stream returned is the same object as before.
+        - ``clean``: both ends forget what they keep of `flow_id` first (9.8). Always so for new flows.
+        - ``abort_if_no_state``: with `flow_id`, True wants its state or nothing: without it, the stream ends with
+          NO_FLOW_STATE (9.15). Left out, a flow without state begins again, clean, which ``session.events`` tells.
+        - ``persistent_qos``, ``persistent_subscriptions``, ``persistent_topic_alias``: what outlives the end of the
+          stream or connection, for `expire_interval` (9.8). Default: the first two.
+        - ``expire_interval``: seconds, or ``"5min"``, for which both ends keep that (9.7). Default 300; 0: not at all.
+        - ``err_tolerance``: 0 to 3, a field that the draft has but does not explain.
+        - ``unidirectional``: True opens one on which only this session sends, so QoS 0 only (9.1.2); with
+          ``profile="mqttv5"`` all are, and their answers come on the control stream.
 
         Parameters
         ----------
@@ -366,7 +459,8 @@ class AsyncSession(SessionLifecycle):
         StreamLimitError
             The broker allows no more streams at a time.
         UsageError
-            The transport is TCP or TLS, which carry one stream, or `priority` is not such a number.
+            The transport is TCP or TLS, which carry one stream; `priority` is not such a number; or a keyword of flows
+            that does not fit, or was given without flows.
         OperationTimeoutError
             The credit did not come in time.
         DisconnectedError
@@ -374,13 +468,20 @@ class AsyncSession(SessionLifecycle):
         """
         seconds = check_timeout(timeout)
         check_urgency(priority)
+        wanted = FlowOptions.from_keywords(flow)
         if self._state != "connected":
-            raise self._channel.gone("cannot open a stream")
+            await self._usable("cannot open a stream", seconds)
         one_way = self._streams.context.is_one_way
-        self._advise(self._streams.action)
         try:
             async with asyncio.timeout(seconds):
-                stream = await self._streams.open("explicit", unidirectional=one_way)
+                if self._flows is not None and isinstance(self._streams, FlowStreams):
+                    spec = wanted.spec(self._flows.entry_of(wanted.flow_id), one_way=one_way)
+                    one_way = spec.unidirectional
+                    stream: AsyncStream = await self._streams.open("explicit", spec=spec)
+                else:
+                    wanted.check_absent(self.without_flows)
+                    self._advise(self._streams.action)
+                    stream = await self._streams.open("explicit", unidirectional=one_way)
         except TimeoutError:
             raise OperationTimeoutError(
                 f"no stream became free within {seconds:g} s: {self._streams.limit_reached(unidirectional=one_way)}"
@@ -399,7 +500,7 @@ class AsyncSession(SessionLifecycle):
         )
 
     def _subscribers(self) -> list[Subscriber]:
-        return [self._subscriber, *(stream.subscriber for stream in self._streams)]
+        return [self._subscriber, *self._streams.subscribers]
 
     def _own(self, stream: AsyncStream) -> AsyncStream:
         if not isinstance(stream, AsyncStream):
@@ -408,7 +509,7 @@ class AsyncSession(SessionLifecycle):
             raise UsageError(f"stream {stream.id} belongs to another session: open one of this one")
         if stream.channel.ended:
             raise stream.channel.gone("cannot subscribe or unsubscribe")
-        if stream.unidirectional:
+        if stream.unidirectional and not stream.answers_elsewhere:
             raise UsageError(f"stream {stream.id} is unidirectional, no answer can come on it: use the session's verb")
         return stream
 

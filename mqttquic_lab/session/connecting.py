@@ -84,7 +84,7 @@ async def open_transport(
     return await open_connection(
         target.address,
         trust=target.trust,
-        alpn=tuple(options.alpn),
+        alpn=options.alpn_over(target.address.transport),
         timeout=check_timeout(options.timeout) or LONG,
         trace=Trace(options.trace_capacity, detail=options.trace_detail) if trace is None else trace,
         tuning=options.tuning,

@@ -123,6 +123,10 @@ class DataChannel(PacketStream):
         stats.packets_sent += packets
         stats.bytes_sent += len(data)
 
+    def feed(self, data: bytes) -> None:
+        """Take bytes that came together with what stands before the first packet."""
+        self._on_data(data)
+
     def _on_data(self, data: bytes) -> None:
         self.bytes_in += len(data)
         if self._header is not None:

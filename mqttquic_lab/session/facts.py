@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mqttquic_lab.records.message import Message
     from mqttquic_lab.session.channel import PacketChannel
     from mqttquic_lab.session.feed import AsyncFeed
+    from mqttquic_lab.session.flow_book import SessionFlows
+    from mqttquic_lab.session.flow_spec import FlowInfo
     from mqttquic_lab.session.happenings import Happenings
     from mqttquic_lab.session.offline import OfflineQueue
     from mqttquic_lab.session.options import SessionOptions
@@ -45,6 +47,8 @@ class SessionFacts:
     _connection: Connection
     _channel: PacketChannel
     _streams: Streams
+    _flows: SessionFlows | None
+    _mapping: str
     _deliveries: Deliveries
     _receiver: Receiver
     _subscriber: Subscriber
@@ -59,7 +63,13 @@ class SessionFacts:
 
     def __repr__(self) -> str:
         instead = " instead of QUIC" if self._connection.report.fallback_reason else ""
-        return f"<AsyncSession {self.client_id!r} at {self.url}: {self._state}, over {self.transport.upper()}{instead}>"
+        mapping = "" if self.mapping == "single" else f", {self.mapping}"
+        if self.options.streams == "flows" and self.mapping != "flows":
+            mapping = f", {self.mapping} instead of flows"
+        return (
+            f"<AsyncSession {self.client_id!r} at {self.url}: {self._state}, over {self.transport.upper()}{instead}"
+            f"{mapping}>"
+        )
 
     @property
     def state(self) -> SessionState:
@@ -102,7 +112,7 @@ class SessionFacts:
     @property
     def feeds(self) -> tuple[AsyncFeed, ...]:
         """Feeds that were not unsubscribed, oldest first."""
-        if not self._streams.streams:
+        if not (self._streams.streams or self._streams.carried):
             return tuple(self._subscriber.feeds)
         return tuple(sorted((*self._subscriber.feeds, *self._streams.feeds()), key=lambda feed: feed.number))
 
@@ -111,6 +121,26 @@ class SessionFacts:
         """The streams that carry the session: the control stream, data streams, the newest 64 that are over."""
         filters = tuple(f for feed in self._subscriber.feeds for f in feed.filters)
         return self._streams.listing(filters, len(self._deliveries))
+
+    @property
+    def mapping(self) -> str:
+        """How streams are used on the present connection, one of the values of the option ``streams``.
+
+        Another one than was asked for where the transport or the broker cannot do that.
+        """
+        return self._mapping
+
+    @property
+    def flows(self) -> tuple[FlowInfo, ...]:
+        """With ``streams="flows"``: all flows that either end keeps, with a stream or waiting to be recovered."""
+        return () if self._flows is None else self._flows.infos()
+
+    @property
+    def without_flows(self) -> str:
+        """Why there are no flows, in words."""
+        if self.options.streams != "flows":
+            return 'connect with streams="flows"'
+        return f"this connection has none, it is used {self.mapping} (session.mapping)"
 
     @property
     def errors(self) -> list[ErrorRecord]:
@@ -130,7 +160,7 @@ class SessionFacts:
     @property
     def unacknowledged(self) -> int:
         """Messages at QoS 1 and 2 that were sent and not acknowledged: what :meth:`reconnect` sends again."""
-        return len(self._deliveries)
+        return len(self._deliveries) + (0 if self._flows is None else self._flows.in_flight)
 
     @property
     def queued(self) -> int:

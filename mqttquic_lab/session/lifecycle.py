@@ -6,15 +6,20 @@ import asyncio
 import datetime as dt
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from mqttquic_lab.errors import LabError, OperationTimeoutError
+from mqttquic_lab.errors import ConnectError, LabError, OperationTimeoutError, StreamMappingWarning
 from mqttquic_lab.mqtt import MAX_PACKET_SIZE, Deliveries
 from mqttquic_lab.mqtt.profiles import profile_named
 from mqttquic_lab.session.advice import warn_of
+from mqttquic_lab.session.aliases import TopicAliases
 from mqttquic_lab.session.channel import PacketChannel
+from mqttquic_lab.session.close_codes import explained
 from mqttquic_lab.session.connecting import Connecting
 from mqttquic_lab.session.early import EarlyPublished
 from mqttquic_lab.session.ending import farewell
 from mqttquic_lab.session.facts import SessionFacts
+from mqttquic_lab.session.flow_book import SessionFlows
+from mqttquic_lab.session.flow_spec import FLOW_ALPN
+from mqttquic_lab.session.flow_streams import FlowStreams
 from mqttquic_lab.session.happenings import Happenings
 from mqttquic_lab.session.incoming import Incoming
 from mqttquic_lab.session.limits import ServerLimits
@@ -24,6 +29,7 @@ from mqttquic_lab.session.options import SessionOptions, check_timeout
 from mqttquic_lab.session.publishing import Publisher
 from mqttquic_lab.session.receiving import Receiver
 from mqttquic_lab.session.reconnecting import Reconnector
+from mqttquic_lab.session.requesting import Requester
 from mqttquic_lab.session.resending import Resender
 from mqttquic_lab.session.results import SessionStats
 from mqttquic_lab.session.routing import Router
@@ -72,6 +78,7 @@ class SessionLifecycle(SessionFacts):
         self._channel = self._make_channel(connection)
         self._connecting = Connecting(self._channel, options, self.url)
         self._reconnector = Reconnector(self)
+        self._requester = Requester(cast("AsyncSession", self))
         self._offline = OfflineQueue(options.offline_queue, self._stats, self._happenings)
         self._early: EarlyPublished
         self._on_message = None
@@ -99,6 +106,7 @@ class SessionLifecycle(SessionFacts):
         self._ready = self._subscriber.ready = self._publisher.ready  # not set while the session changes connections
         self._subscriber.on_refused = lambda error: self._happenings.record("broker", error)
         self._outlet: Publisher | MappedPublisher
+        self._flows = None
         self._open_streams()
 
     def _make_channel(self, connection: Connection) -> PacketChannel:
@@ -115,39 +123,76 @@ class SessionLifecycle(SessionFacts):
     def _open_streams(self) -> None:
         """Make ready for data streams of the present connection."""
         options, connection = self.options, self._connection
-        self._streams = Streams(
-            StreamContext(
-                session=cast("AsyncSession", self),  # the only class that is ever made of this one
-                control=self._channel,
-                options=options,
-                profile=self.profile,
-                stats=self._stats,
-                router=self._router,
-                deliveries=self._deliveries,
-                aliases=self._receiver.aliases,
-                topics=self._publisher.topics,
-                unrouted=self._receiver.unrouted,
-                on_message=self._tell,
-                record=self._happenings.record,
-                wake=self._incoming.wake_feeds,
-                limits=lambda: self.limits,
-                publisher=self._publisher,
-            )
+        carried = self._streams.carried if self.has_been_connected else ()
+        context = StreamContext(
+            session=cast("AsyncSession", self),  # the only class that is ever made of this one
+            control=self._channel,
+            options=options,
+            profile=self.profile,
+            stats=self._stats,
+            router=self._router,
+            deliveries=self._deliveries,
+            aliases=self._receiver.aliases,
+            topics=self._publisher.topics,
+            unrouted=self._receiver.unrouted,
+            on_message=self._tell,
+            record=self._happenings.record,
+            wake=self._incoming.wake_feeds,
+            limits=lambda: self.limits,
+            publisher=self._publisher,
+            subscriber=self._subscriber,
+            usable=self._usable,
         )
+        self._mapping = self._mapping_of(connection)
+        if self._mapping == "flows":
+            if self._flows is None:
+                self._flows = SessionFlows(context, lambda: self.limits.receive_maximum)
+            streams = FlowStreams(context, self._flows, carried, lambda detail: self._note("flow", detail))
+            self._channel.explain = lambda error: explained(error, self._connection)
+            self._streams = streams
+            self._receiver.look_up_in(streams.every_router if context.is_one_way else self._router)
+        else:
+            self._streams = Streams(context, carried)
+            self._receiver.look_up_in(self._router)
         self._outlet = self._publisher
-        if options.streams != "single" and connection.transport == "quic":
-            if not self.has_been_connected:
+        if self._mapping != "single":
+            if not self.has_been_connected and options.streams != "flows":
                 self._advise(self._streams.action)
             self._outlet = MappedPublisher(
                 self._streams,
                 self._publisher,
-                per_publish=options.streams == "per-publish",
+                per_publish=self._mapping == "per-publish",
                 bound=options.topic_streams,
             )
-        elif options.streams != "single":
+        elif options.streams not in ("single", "flows"):
             self.record_error(
                 "streams", f"streams={options.streams!r} needs QUIC: {connection.transport.upper()} carries one stream"
             )
+
+    def _mapping_of(self, connection: Connection) -> str:
+        """Return how streams are used on a connection, which may not be what was asked for."""
+        wanted = self.options.streams
+        if connection.transport != "quic":
+            return "single"
+        if wanted != "flows" or connection.report.alpn == FLOW_ALPN:
+            return wanted
+        action: Action = "unidirectional_stream" if self.profile.bidirectional != "data" else "data_stream"
+        return "single" if self.profile.refusal(action) else "per-topic"
+
+    def _tell_mapping(self) -> None:
+        """Say it if there are no flows though they were asked for."""
+        if self.options.streams != "flows" or self._mapping == "flows":
+            return
+        connection = self._connection
+        if connection.transport == "quic":
+            why = f"the broker chose the protocol {connection.report.alpn or 'mqtt'!r}, which has no flow headers"
+        else:
+            why = f"{connection.transport.upper()} carries one stream"
+        instead = "one stream" if self._mapping == "single" else "plain data streams, one per topic"
+        text = f'streams="flows" is not to be had, since {why}: the session uses {instead}, and nothing is recovered'
+        self._note("mapping", text)
+        self.record_error("streams", text)
+        warn_of(text, StreamMappingWarning)
 
     # Connecting
 
@@ -170,7 +215,20 @@ class SessionLifecycle(SessionFacts):
         session._early = EarlyPublished(first.messages, session._publisher, connection)
         if options.early_data and session.profile.name != "generic":  # of one nobody knows it is not known either
             session._advise("early_data")
-        await session._connecting.run(first, deadline)
+        session._streams.begin()
+        try:
+            await session._connecting.run(first, deadline)
+        except ConnectError as error:
+            if session._mapping == "flows" and session.profile.name == "generic":
+                error.add_note(
+                    'If that broker is mqttv5, which takes no header on the control stream: profile="mqttv5".'
+                )
+            raise
+        try:
+            session._tell_mapping()
+        except StreamMappingWarning:  # somebody has made an error of it
+            await session.close()
+            raise
         return session
 
     def _on_connack(self, packet: ConnAck) -> None:
@@ -184,6 +242,8 @@ class SessionLifecycle(SessionFacts):
         self.limits = ServerLimits.from_connack(packet, self.options)
         self._channel.limit = self.limits.maximum_packet_size
         self._publisher.limits = self._subscriber.limits = self.limits
+        if self.options.alias_topics and self.limits.topic_alias_maximum:
+            self._publisher.aliases = TopicAliases(self.limits.topic_alias_maximum)
         self._receiver.name = self.client_id
         self._channel.start_keepalive(self.limits.keepalive)
         self._state = "connected"
@@ -200,6 +260,7 @@ class SessionLifecycle(SessionFacts):
             # No earlier connection of this session object: a QoS 2 exchange that the broker resumes is new to us.
             self._deliveries.begin(self.limits.receive_maximum)
             self._note("connected", self.url)
+            self._streams.admitted(bool(packet.session_present))
         self.has_been_connected = True
         self._connecting.accepted()
 
@@ -210,8 +271,8 @@ class SessionLifecycle(SessionFacts):
 
         Feeds go on where they were, and messages at QoS 1 and 2 that the broker has not acknowledged are sent again.
         :mod:`mqttquic_lab.session.reconnecting` says what holds if the broker no longer has the session: it keeps it as
-        long as ``session_expiry_interval`` asks for. Subscriptions and messages of data streams are not carried over.
-        Verbs that are called meanwhile wait.
+        long as ``session_expiry_interval`` asks for. Data streams that were opened explicitly go on on fresh ones, with
+        their subscriptions, but without what was not acknowledged on them. Verbs that are called meanwhile wait.
 
         Parameters
         ----------
@@ -252,23 +313,31 @@ class SessionLifecycle(SessionFacts):
         self._publisher.move(self._channel)
         self._receiver.restart(self._channel.stream.id)
         self._open_streams()
+        self._streams.begin()
         try:
             await self._connecting.run(first, deadline)
         finally:
             old.release()
+        self._tell_mapping()
         await self._subscriber.wait_renewed(deadline)
+        await self._streams.wait_renewed(deadline)
 
     def _suspend(self) -> None:
         """Keep everything as it is until there is a connection again."""
         self._deliveries.suspend()
-        self._streams.lost()
+        self._streams.lost(moving=True)
         self._subscriber.suspend()
         self._ready.clear()
 
     def _resume(self, kept: bool) -> None:
         self._stats.reconnects += 1
         filters = self._subscriber.resume(self._channel, kept)
+        if self._flows is not None and self._mapping != "flows":
+            handed = self._flows.surrender(self._subscriber, self._resender.begin_anew)
+            self._flows = None
+            self._note("flow", f"{handed} flows ended, and what was on them goes on on the control stream")
         packets = self._resender.resume(self._channel, self.limits.receive_maximum, kept)
+        self._streams.admitted(kept)
         self._ready.set()
         self._offline.drain(self._outlet, self._publisher)
         if kept:
@@ -370,6 +439,7 @@ class SessionLifecycle(SessionFacts):
             return
         self._state = "closed"
         self._close_reason = reason
+        self._streams.lost()
         self._resender.suspend(self._channel.gone)
         self._offline.clear()
         self._subscriber.lost()

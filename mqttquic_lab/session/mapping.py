@@ -65,6 +65,7 @@ class MappedPublisher:
         self._lock = asyncio.Lock()
         self._waiting = 0
         if only is None:
+            streams.mapped = self
             streams.spare = self._end_an_idle_one
             control.lane_of = self._lane_of
 
@@ -151,6 +152,10 @@ class MappedPublisher:
 
     # Streams
 
+    def adopt(self, topic: str, stream: AsyncStream) -> None:
+        """Use a stream that a topic had on an earlier connection."""
+        self._by_topic[topic] = stream
+
     def _ways(self, stream: AsyncStream) -> tuple[Publisher, DataChannel | None]:
         """Return who publishes, and on which unidirectional stream if it is one."""
         return (self._control, stream.channel) if self._unidirectional else (stream.publisher, None)
@@ -211,7 +216,7 @@ class MappedPublisher:
             by_topic and self._streams.is_exhausted(unidirectional=self._unidirectional)
         ):
             await self._end_least_recently_used()
-        stream = by_topic[topic] = await self._streams.open("topic", unidirectional=self._unidirectional)
+        stream = by_topic[topic] = await self._streams.open_topic(topic, unidirectional=self._unidirectional)
         return stream
 
     async def _end_least_recently_used(self) -> None:

@@ -9,6 +9,7 @@ from mqttquic_lab.errors import UnknownOptionError, UsageError
 from mqttquic_lab.mqtt import Connect, Will, check_topic_name
 from mqttquic_lab.mqtt.profiles import profile_named
 from mqttquic_lab.session.backoff import Backoff
+from mqttquic_lab.session.flow_spec import FLOW_ALPN
 from mqttquic_lab.session.payload import encode_payload
 from mqttquic_lab.session.quic_options import settle_quic_options
 from mqttquic_lab.units import parse_seconds
@@ -28,11 +29,11 @@ VERSION_NAMES: dict[int, str] = {5: "5.0", 4: "3.1.1"}
 
 ONLY_V5 = (
     "session_expiry_interval", "receive_maximum", "maximum_packet_size", "topic_alias_maximum", "user_properties",
-    "properties",
+    "properties", "alias_topics",
 )  # fmt: skip
 """Options that MQTT 3.1.1 has no field for."""
 
-STREAM_MAPPINGS = ("single", "per-topic", "per-publish")
+STREAM_MAPPINGS = ("single", "per-topic", "per-publish", "flows")
 
 _RANGES = {
     "keepalive": (0, 65_535, "seconds; 0 switches it off"),
@@ -82,6 +83,9 @@ class SessionOptions:
         Largest packet the broker may send, bytes (5.0 only).
     topic_alias_maximum : int, optional
         Topic aliases the broker may use (5.0 only; absent means none).
+    alias_topics : bool
+        Send the name of a topic once per connection and a number from then on, for as many topics as the broker allows
+        (5.0 only; the control stream's messages).
     will : Will, optional
         Message that the broker publishes when this session ends without DISCONNECT. Its payload may be whatever
         ``publish`` takes.
@@ -106,7 +110,7 @@ class SessionOptions:
     tuning : {"realistic", "loopback"}
         Tuning of the QUIC endpoint; ``"loopback"`` only towards our own broker on this machine.
     alpn : sequence of str
-        Application protocols offered (RFC 7301).
+        Application protocols offered (RFC 7301); ``("mqtt",)``, and with ``streams="flows"`` ``("MQTT-next", "mqtt")``.
     local_address : tuple of (str, int), optional
         Our own IP address and port (0 for any) to connect from.
     fallback : bool, str or sequence of str
@@ -119,11 +123,14 @@ class SessionOptions:
         where it was. ``mq.Backoff(...)`` says how long to wait and how often to try; False leaves it closed.
     offline_queue : int
         Messages that may be published while the session has no connection; they are sent when it has one again.
-    streams : {"single", "per-topic", "per-publish"}
+    streams : {"single", "per-topic", "per-publish", "flows"}
         Which QUIC stream a PUBLISH goes on: the control stream, its topic's, or a new one. What is subscribed stays on
-        the control stream unless ``subscribe(stream=...)`` says otherwise.
+        the control stream unless ``subscribe(stream=...)`` says otherwise. ``"flows"`` is per topic, too, in the
+        protocol ``MQTT-next`` (MQoQ draft): streams begin with flow headers, and what is under way on a flow is
+        recovered after :meth:`AsyncSession.reconnect`. A broker without it makes a
+        :class:`~mqttquic_lab.errors.StreamMappingWarning`, and ``session.mapping`` tells how streams are used instead.
     topic_streams : int
-        Topics that have a stream at a time with ``"per-topic"``; the least recently used one ends.
+        Topics that have a stream at a time with ``"per-topic"`` and ``"flows"``; the least recently used one ends.
     profile : {"generic", "emqx", "rocketmq", "mqttv5"}
         Which broker this is: a :class:`~mqttquic_lab.errors.BrokerProfileWarning` tells before something that it is
         known to refuse; ``"mqttv5"`` also publishes on unidirectional streams and reads those that the broker opens.
@@ -174,6 +181,7 @@ class SessionOptions:
     receive_maximum: int | None = None
     maximum_packet_size: int | None = None
     topic_alias_maximum: int | None = None
+    alias_topics: bool = False
     will: Will | None = None
     user_properties: Sequence[tuple[str, str]] = ()
     properties: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -246,10 +254,32 @@ class SessionOptions:
         if self.streams not in STREAM_MAPPINGS:
             raise UsageError(f"streams={self.streams!r}: must be one of {', '.join(map(repr, STREAM_MAPPINGS))}")
         profile_named(self.profile)
+        self._check_flows()
         self._check_texts()
         self._check_version()
         self._check_will()
         settle_quic_options(self)
+
+    def _check_flows(self) -> None:
+        if self.streams != "flows":
+            return
+        if tuple(self.alpn) == ("mqtt",):
+            object.__setattr__(self, "alpn", (FLOW_ALPN, "mqtt"))
+        elif FLOW_ALPN not in self.alpn:
+            raise UsageError(
+                f'streams="flows" needs the protocol {FLOW_ALPN!r}: put it first in alpn, or leave alpn out'
+            )
+        if self.early_data and self.profile != "mqttv5":
+            raise UsageError(
+                "early_data leaves before the handshake has told whether flow headers are spoken: leave it or "
+                'streams="flows" out (with profile="mqttv5" no header comes before CONNECT, and both work)'
+            )
+
+    def alpn_over(self, transport: str) -> tuple[str, ...]:
+        """Return the application protocols to offer; flows are QUIC's."""
+        if transport == "quic" or self.streams != "flows":
+            return tuple(self.alpn)
+        return tuple(name for name in self.alpn if name != FLOW_ALPN) or ("mqtt",)
 
     def _check_fallback(self) -> None:
         fallback = self.fallback

@@ -61,10 +61,20 @@ class Receiver:
         self.watched = False
         self._on_message = on_message
 
-    def restart(self, stream_id: int | None) -> None:
-        """Go on over a new connection, for which no topic alias of the old one holds (MQTT 5.0 section 3.3.2.3.4)."""
-        self.aliases.clear()
+    def restart(self, stream_id: int | None, *, aliases: dict[int, str] | None = None) -> None:
+        """Go on over a new connection, for which no topic alias of the old one holds (MQTT 5.0 section 3.3.2.3.4).
+
+        Flows may keep theirs: `aliases` are those that hold.
+        """
+        if aliases is None:
+            self.aliases.clear()
+        else:
+            self.aliases = aliases
         self._stream_id = stream_id
+
+    def look_up_in(self, router: Router) -> None:
+        """Find the feeds of further messages there."""
+        self._router = router
 
     def publish(self, packet: Publish, now: int, replies: list[bytes]) -> None:
         """Take in one PUBLISH.

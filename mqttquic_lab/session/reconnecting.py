@@ -11,7 +11,10 @@ and asks for the session (Clean Start 0); the answer says whether the broker sti
   before it forgot, so that even at QoS 2 it may be there twice: nobody can tell any more. A QoS 2 message that the
   broker has accepted (PUBREC) is not sent again: it is the broker's since then [MQTT-4.3.3-8].
 
-Data streams end with their connection: what was subscribed and not acknowledged on them is not carried over.
+QUIC streams end with their connection. A data stream that was opened explicitly goes on on a fresh one and is
+subscribed anew there, whatever the broker has kept: subscriptions of data streams end with them. Over TCP and TLS its
+feeds go to the control stream. Messages that were not acknowledged on data streams are not sent again: who waited was
+told. Flows (``streams="flows"``) are kept at both ends and recovered with all that was under way on them.
 
 The broker publishes the will of a session that leaves one connection for another, as of one that was lost, unless the
 will has a Will Delay Interval (section 3.1.3.2.2). In MQTT 3.1.1 there is no Session Expiry Interval: once reconnected,

@@ -33,9 +33,12 @@ class Forsaken:
 
 _FORSAKEN = Forsaken()
 
+Unfinished = tuple[list[tuple["Delivery", int]], list["Delivery"]]
+"""Messages sent, with the packet identifiers they had, and messages that waited to be sent."""
+
 
 class Resender:
-    """Keeps the control stream's messages between connections and sends them again. On the session's loop only.
+    """Keeps a stream's messages between connections and sends them again. On the session's loop only.
 
     Parameters
     ----------
@@ -76,13 +79,23 @@ class Resender:
             Whether the broker still has the session. If not, messages begin anew, except those at QoS 2 that it has
             accepted: they are its own since then [MQTT-4.3.3-8].
         """
-        if kept:
-            items = self._deliveries.resume(receive_maximum)
-            self._send(channel, items)
-            return len(items)
+        if not kept:
+            memory = self.remember()
+            self._deliveries.clear()
+            self.begin_anew(memory)
+        return self._go_on(channel, receive_maximum)
+
+    def remember(self) -> Unfinished:
+        """Return what is not acknowledged, for :meth:`begin_anew`."""
         unsent = [d for d in self._deliveries.drop_queued(_any) if not d.token.abandoned]
-        sent = [(d, d.packet_id or 0) for d in self._deliveries.unfinished()]
-        self._deliveries.clear()
+        return [(d, d.packet_id or 0) for d in self._deliveries.unfinished()], unsent
+
+    def begin_anew(self, memory: Unfinished) -> None:
+        """Put messages that the broker knows nothing of any more into the queue, for :meth:`resume`.
+
+        Those at QoS 2 that it has accepted (PUBREC) are done: they are its own since then [MQTT-4.3.3-8].
+        """
+        sent, unsent = memory
         self._deliveries.suspend()  # from here on messages queue up, in their old order
         for delivery, packet_id in sent:
             if delivery.state == DeliveryState.AWAIT_PUBCOMP:
@@ -93,6 +106,8 @@ class Resender:
                 self._begin(delivery)
         for delivery in unsent:
             self._begin(delivery)
+
+    def _go_on(self, channel: PacketStream, receive_maximum: int) -> int:
         items = self._deliveries.resume(receive_maximum)
         self._send(channel, items)
         return len(items)

@@ -73,7 +73,9 @@ class ErrorRecord:
         return cls(time.time(), where, message)
 
 
-EventName = Literal["connected", "fallback", "resumed", "renewed", "moved", "lost", "retrying", "closed"]
+EventName = Literal[
+    "connected", "fallback", "mapping", "resumed", "renewed", "flow", "moved", "lost", "retrying", "closed"
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ class EventRecord:
     what: EventName
     """``"resumed"``: connected again, and the broker had kept the session; ``"renewed"``: it had not, and was told
     everything anew. ``"moved"``: the same connection goes on from another address. ``"fallback"``: QUIC did not get
-    through, and `transport` carries the session instead. ``"closed"`` was asked for here, ``"lost"`` was not.
+    through, and `transport` carries the session instead. ``"mapping"``: ``streams="flows"`` is not to be had.
+    ``"flow"``: a flow was recovered, or had to begin again. ``"closed"`` was asked for here, ``"lost"`` was not.
     ``"retrying"``: about to connect anew; told again only when the reason changes."""
     transport: str
     """``"quic"``, ``"tls"`` or ``"tcp"``."""

@@ -65,6 +65,13 @@ class Router:
         """Topic -> feeds, of messages without identifier. Read directly where every nanosecond counts."""
         self._identified: dict[tuple[object, ...], tuple[AsyncFeed, ...]] = {}
 
+    identifies_all = False
+    """Whether each subscription gets an identifier, not only those that overlap others."""
+
+    def knows(self, identifiers: Iterable[int]) -> bool:
+        """Whether one of these Subscription Identifiers is of a subscription here."""
+        return any(identifier in self._filters_of for identifier in identifiers)
+
     def next_identifier(self) -> int:
         """Return a Subscription Identifier that no live subscription has."""
         while True:

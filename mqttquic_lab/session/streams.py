@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol
 
 from mqttquic_lab.errors import DisconnectedError, StreamLimitError, UsageError
 from mqttquic_lab.net.stream import DEFAULT_URGENCY
@@ -12,7 +12,7 @@ from mqttquic_lab.session.mapping import MappedPublisher
 from mqttquic_lab.session.stream import AsyncStream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from mqttquic_lab.errors import LabError
     from mqttquic_lab.mqtt import Deliveries
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.session.publishing import Publisher
     from mqttquic_lab.session.results import SessionStats
     from mqttquic_lab.session.routing import Router
+    from mqttquic_lab.session.subscribing import Subscriber
 
 StreamKind = Literal["control", "explicit", "topic", "publish", "server"]
 """What a stream is for: the control stream, one that the user opened, a topic's, a message's, one the broker opened."""
@@ -68,6 +69,8 @@ class StreamInfo:
     """MQTT bytes sent."""
     in_flight: int
     """Our QoS 1 and 2 messages that are not acknowledged."""
+    flow_id: int | None = None
+    """The flow that it carries, with ``streams="flows"``; 0 is the control flow (MQoQ draft section 9.4)."""
     priority: int = DEFAULT_URGENCY
     """Urgency of what we send on it: 0 leaves first, 7 last (RFC 9218 section 4.1)."""
 
@@ -112,6 +115,10 @@ class StreamContext:
     limits: Callable[[], ServerLimits]
     publisher: Publisher
     """The control stream's."""
+    subscriber: Subscriber
+    """The control stream's."""
+    usable: Callable[[str, float | None], Awaitable[None]]
+    """Waits while the session changes connections."""
 
     @property
     def is_one_way(self) -> bool:
@@ -128,13 +135,17 @@ class Streams:
         Data streams that we have ever opened.
     """
 
-    def __init__(self, context: StreamContext) -> None:
+    def __init__(self, context: StreamContext, carried: Iterable[AsyncStream] = ()) -> None:
         self.context = context
+        self.carried = list(carried)
+        """Streams of an earlier connection that are to go on on this one, or of this one if it is lost."""
         self.opened = 0
         self.streams: dict[int, AsyncStream] = {}
         """Those that are not over, by id."""
         self.spare: Callable[[], bool] | None = None
         """Ends a stream that is kept for later use only, if there is one that is idle; returns whether it did."""
+        self.mapped: MappedPublisher | None = None
+        """Who chooses streams by topic, if somebody does."""
         self._history: deque[StreamInfo] = deque(maxlen=MAX_HISTORY)
         self._past = [0, 0, 0, 0]  # messages in and out, bytes in and out, of streams that are over
         self._first_limit: dict[bool, int] = {}
@@ -188,16 +199,21 @@ class Streams:
         context = self.context
         if context.control.ended:
             raise context.control.gone("cannot open a stream")
+        opened = self._opened(unidirectional=unidirectional)
+        stream = self._add(AsyncStream(context, opened, kind, self._over, unidirectional=unidirectional))
+        if unidirectional and kind == "explicit":
+            stream.outlet = MappedPublisher(self, context.publisher, only=stream)
+        return stream
+
+    def _opened(self, *, unidirectional: bool) -> ByteStream:
+        """Return a new stream of the connection; raises StreamLimitError if the broker allows none now."""
         self.limit(unidirectional=unidirectional)  # noted before it changes
         if self.credit(unidirectional=unidirectional) <= 0:
             raise StreamLimitError(self.limit_reached(unidirectional=unidirectional))
         opened = self._connection.open_stream(unidirectional=unidirectional)
         self._counts[unidirectional] += 1
         self.opened += 1
-        stream = self._add(AsyncStream(context, opened, kind, self._over, unidirectional=unidirectional))
-        if unidirectional and kind == "explicit":
-            stream.outlet = MappedPublisher(self, context.publisher, only=stream)
-        return stream
+        return opened
 
     async def open(self, kind: StreamKind, *, unidirectional: bool = False) -> AsyncStream:
         """Open a stream; waits for credit only if the broker owes some for streams that have ended.
@@ -207,6 +223,15 @@ class Streams:
         StreamLimitError
             It does not: nobody would ever end this wait.
         """
+        await self.wait_for_credit(unidirectional=unidirectional)
+        return self.open_now(kind, unidirectional=unidirectional)
+
+    async def open_topic(self, topic: str, *, unidirectional: bool) -> AsyncStream:
+        """Open a stream for the messages of a topic."""
+        return await self.open("topic", unidirectional=unidirectional)
+
+    async def wait_for_credit(self, *, unidirectional: bool = False) -> None:
+        """Wait until a stream can be opened, or until it is clear that the broker owes no credit."""
         while True:
             self._sweep()
             if self.context.control.ended:
@@ -216,7 +241,7 @@ class Streams:
                 self.credit(unidirectional=unidirectional) > 0 or not self._is_credit_due(unidirectional)
             ):
                 if self.credit(unidirectional=unidirectional) > 0 or self.spare is None or not self.spare():
-                    return self.open_now(kind, unidirectional=unidirectional)
+                    return
                 continue
             await self.progress()
 
@@ -255,18 +280,27 @@ class Streams:
                 stream.channel.finish()
 
     def _on_server_stream(self, opened: ByteStream) -> None:
+        if self._has_place(opened):
+            self.add_server_stream(opened)
+
+    def add_server_stream(self, opened: ByteStream) -> AsyncStream:
+        """Read a stream that the broker opened."""
+        unidirectional = bool((opened.id or 0) & 2)
+        return self._add(AsyncStream(self.context, opened, "server", self._over, unidirectional=unidirectional))
+
+    def _has_place(self, opened: ByteStream, more: int = 0) -> bool:
+        """Whether the broker may have another stream open; else it is refused. `more` are those not listed yet."""
         from_server = [stream for stream in self.streams.values() if stream.kind == "server"]
         for stream in from_server[:1] if len(from_server) < MAX_SERVER_STREAMS else from_server:
             if stream.channel.is_muted:
                 stream.channel.finish()  # reset, or stopped and never ended
-        if sum(stream.kind == "server" for stream in self.streams.values()) >= MAX_SERVER_STREAMS:
+        if more + sum(stream.kind == "server" for stream in self.streams.values()) >= MAX_SERVER_STREAMS:
             opened.reset(0)
             self.context.record(
                 "broker", DisconnectedError(f"the broker has {MAX_SERVER_STREAMS} streams open: one more was refused")
             )
-            return
-        unidirectional = bool((opened.id or 0) & 2)
-        self._add(AsyncStream(self.context, opened, "server", self._over, unidirectional=unidirectional))
+            return False
+        return True
 
     def _add(self, stream: AsyncStream) -> AsyncStream:
         self.streams[stream.id] = stream
@@ -282,19 +316,71 @@ class Streams:
         for position, count in enumerate(_traffic(info)):
             self._past[position] += count
 
-    def lost(self) -> None:
-        """Take the end of the connection."""
+    def begin(self) -> None:
+        """Write what comes before CONNECT."""
+
+    def admitted(self, kept: bool) -> None:
+        """Take that the broker has accepted the connection: go on with the streams of the one before.
+
+        Parameters
+        ----------
+        kept : bool
+            Whether it still has the session.
+        """
+        carried, self.carried = self.carried, []
+        for stream in carried:
+            try:
+                opened = self._opened(unidirectional=stream.unidirectional) if self._takes(stream) else None
+            except StreamLimitError as error:
+                self.context.record("streams", error)
+                opened = None
+            if opened is not None:
+                stream.carry_on(self.context, opened, self._over)
+                self._add(stream)
+                if stream.unidirectional:
+                    stream.outlet = MappedPublisher(self, self.context.publisher, only=stream)
+            else:
+                feeds, stream.subscriber.feeds = stream.subscriber.feeds, []
+                self.context.subscriber.adopt(feeds, stream.router)
+
+    def _takes(self, stream: AsyncStream) -> bool:
+        """Whether a stream of the connection before can go on as one here; else its feeds go to the control stream."""
+        is_same = stream.unidirectional == self.context.is_one_way and type(stream) is AsyncStream
+        return is_same and self.context.control.connection.transport == "quic"
+
+    async def wait_renewed(self, deadline: float | None) -> None:
+        """Wait until what was subscribed anew on data streams is answered; raises OperationTimeoutError."""
+        for stream in self:
+            await stream.subscriber.wait_renewed(deadline)
+
+    def lost(self, *, moving: bool = False) -> None:
+        """Take the end of the connection; `moving` if another one is there already to go on with."""
+        if not moving:
+            for stream in self.carried:
+                stream.give_up()
+        reason = self.context.control.reason
         for stream in list(self.streams.values()):
-            stream.channel.finish(self.context.control.reason)
+            is_carried = stream.kind == "explicit" and not stream.channel.ended
+            if is_carried:
+                self.carried.append(stream)
+            stream.lose(reason, moving=moving and is_carried)
 
     # Looking
 
     def __iter__(self) -> Iterator[AsyncStream]:
         return iter(tuple(self.streams.values()))
 
+    @property
+    def subscribers(self) -> list[Subscriber]:
+        """Those of all data streams, of carried ones too."""
+        return [stream.subscriber for stream in (*self.streams.values(), *self.carried)]
+
     def feeds(self) -> list[AsyncFeed]:
         """Return the feeds subscribed on data streams."""
-        return [feed for stream in self.streams.values() for feed in stream.subscriber.feeds]
+        return [feed for subscriber in self.subscribers for feed in subscriber.feeds]
+
+    control_flow: ClassVar[int | None] = None
+    """Flow id of the control stream."""
 
     def listing(self, control_filters: tuple[str, ...], in_flight: int) -> tuple[StreamInfo, ...]:
         """Return all streams: control stream, those open, and the newest of those that are over."""
@@ -305,8 +391,9 @@ class Streams:
         mine = [max(0, total - other) for total, other in zip(totals, elsewhere, strict=True)]
         state: StreamState = "open" if not control.ended else "closed" if control.reason is None else "failed"
         first = StreamInfo(
-            control.stream.id, "control", state, (), control_filters, mine[0], mine[1], mine[2], mine[3], in_flight
-        )
+            control.stream.id, "control", state, (), control_filters, mine[0], mine[1], mine[2], mine[3], in_flight,
+            self.control_flow,
+        )  # fmt: skip
         return (first, *live, *self._history)
 
 

@@ -13,6 +13,7 @@ from mqttquic_lab.session.limits import ServerLimits, printable, said
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from mqttquic_lab.errors import LabError
     from mqttquic_lab.mqtt import PacketIds, SubAck, UnsubAck
     from mqttquic_lab.session.packet_stream import PacketStream
     from mqttquic_lab.session.results import SessionStats
@@ -65,6 +66,8 @@ class Subscriber:
         """Answers to come for what is subscribed anew after a reconnect."""
         self.on_refused: Callable[[UsageError | SubscribeError], None] = _ignore
         """Told when one of those is a refusal."""
+        self.asker: Callable[[int], Subscriber | None] = _nobody
+        """Who else asked under a packet identifier; mqttv5 answers on the control stream, wherever that was."""
 
     # Subscribing
 
@@ -108,7 +111,7 @@ class Subscriber:
             return None
         overlapping = self._router.overlapping(filters)
         replaces_identified = any((current := self._router.current(f)) and current[1] is not None for f in filters)
-        if not overlapping and not replaces_identified:
+        if not overlapping and not replaces_identified and not self._router.identifies_all:
             return None
         renewals = []
         for subscription in overlapping:
@@ -173,6 +176,10 @@ class Subscriber:
     def is_waiting(self) -> bool:
         """Whether an answer of the broker is missing."""
         return bool(self._requests)
+
+    def asked(self, packet_id: int) -> bool:
+        """Whether a request under this packet identifier was sent here and is not answered."""
+        return packet_id in self._requests
 
     def holds(self, what: AsyncFeed | str) -> bool:
         """Whether a feed, or some feed with this filter, is subscribed here."""
@@ -297,7 +304,11 @@ class Subscriber:
         """Take in SUBACK or UNSUBACK; raises ProtocolError for one that does not fit."""
         request = self._requests.get(packet.packet_id)
         if request is None:
-            self._stats.stray += 1
+            other = self.asker(packet.packet_id)
+            if other is not None:
+                other.answered(packet)
+            else:
+                self._stats.stray += 1
             return
         fits = ("SUBACK" if request.kind is Subscribe else "UNSUBACK") == packet.NAME
         # UNSUBACK of 3.1.1 has no reason codes (MQTT 3.1.1 section 3.11).
@@ -392,6 +403,41 @@ class Subscriber:
                 "the session is connected again, but the broker did not answer all that was subscribed anew in time"
             ) from None
 
+    def adopt(self, feeds: Sequence[AsyncFeed], router: Router) -> None:
+        """Take over the feeds of a stream that cannot go on, and subscribe here to what they had in `router`."""
+        for feed in feeds:
+            wanted = []
+            for topic_filter in feed.filters:
+                held = router.current(topic_filter)
+                if held is not None:
+                    wanted.append(self._merge(held[0]))
+            identifier = self._identify_overlapping(feed.filters)
+            self._router.add(feed, wanted, identifier)
+            self.feeds.append(feed)
+            feed.revive()
+            self._renew_together(tuple(wanted), identifier)
+
+    def _identify_overlapping(self, filters: Sequence[str]) -> int | None:
+        """Do what :meth:`_identifier` does without waiting for the answers."""
+        if not self.limits.identifiers_available:
+            return None
+        for held in self._router.overlapping(filters):
+            current = self._router.current(held.filter)
+            if current is not None and current[1] is None:
+                old = current[0]
+                renewed = Subscription(old.filter, old.qos, old.no_local, old.retain_as_published, NEVER_RETAINED)
+                identifier = self._router.next_identifier()
+                self._router.identify(renewed, identifier)
+                self._renew_together((renewed,), identifier)
+        return self._router.next_identifier()
+
+    def end_all(self, reason: LabError | None) -> None:
+        """End every feed for good: the broker does not keep these subscriptions."""
+        feeds, self.feeds = self.feeds, []
+        for feed in feeds:
+            self._router.remove(feed, feed.filters)
+            feed.end(reason)
+
     def _renew(self) -> int:
         """Subscribe everything anew, feed by feed, so that no packet grows larger than the first time."""
         self.renewals.clear()
@@ -456,6 +502,10 @@ class Subscriber:
 
 def _ignore(_: UsageError | SubscribeError) -> None:
     """Nobody wants to know."""
+
+
+def _nobody(_: int) -> None:
+    """All answers are for who gets them."""
 
 
 def parse_filters(

@@ -26,11 +26,16 @@ INSIDE = {
     "wait_next",
     "unsubscribe_on",
     "note_topic",
+    "use_router",
+    "lose",
+    "give_up",
+    "without_flows",
     "retire",
     "handle_of",
     "carry_on",
     "conclude",
     "note_retry",
+    "each",
     "revive",
 }
 """What a person does not call: ways of opening, and what session and feed tell each other."""

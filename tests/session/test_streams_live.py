@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mqttquic_lab.broker import BrokerConfig, BrokerServer
-from mqttquic_lab.errors import BrokerProfileWarning, DisconnectedError, StreamLimitError
+from mqttquic_lab.errors import BrokerProfileWarning, StreamClosedError, StreamLimitError
 from mqttquic_lab.session import AsyncSession
 from tests.helpers.lossy import Ills, LossyRelay
 from tests.session.scripted import hang
@@ -134,7 +134,7 @@ async def test_two_copies_for_two_streams_and_0x11_elsewhere_at_emqx() -> None:
 
 
 @pytest.mark.parametrize("streams", ["per-topic", "per-publish"])
-async def test_after_a_reconnect_streams_begin_anew(streams: str) -> None:
+async def test_streams_go_on_after_a_reconnect(streams: str) -> None:
     async with (
         broker_like("generic") as broker,
         session_at(broker.urls["quic"], broker, streams=streams, session_expiry_interval=60) as session,
@@ -145,16 +145,43 @@ async def test_after_a_reconnect_streams_begin_anew(streams: str) -> None:
         await session.publish("a", "1", qos=1)
         await hang(on_control.wait(1))
         await hang(on_stream.wait(1))
+        waiting = asyncio.create_task(on_stream.wait(3))
         await hang(session.reconnect())
-        assert stream.state == "failed"
-        with pytest.raises(DisconnectedError, match="another connection"):
-            await hang(on_stream.wait(2))
+        assert stream.state == "open"
+        assert session.feeds == (on_control, on_stream)
         await session.publish("a", "2", qos=2)
-        await hang(on_control.wait(2))
-        again = await session.open_stream()
-        await again.publish("a", "3", qos=1)
-        await hang(on_control.wait(3))
-        assert [bytes(payload) for payload in on_control.df["payload"]] == [b"1", b"2", b"3"]
+        await stream.publish("a", "3", qos=1)
+        for feed in (on_control, on_stream):
+            await hang(feed.wait(3))
+            assert [bytes(payload) for payload in feed.df["payload"]] == [b"1", b"2", b"3"]
+        assert await hang(waiting) == 3
+        assert session.errors == []
+
+
+async def test_feeds_of_a_lost_stream_live_on_over_whatever_carries_the_session() -> None:
+    async with BrokerServer(BrokerConfig(quic_port=0, tls_port=0, tcp=False)) as broker:  # noqa: SIM117
+        async with session_at(broker.urls["quic"], broker, session_expiry_interval=60, reconnect=False) as session:
+            on_control = await session.subscribe("a/+", qos=1)
+            stream = await session.open_stream()
+            on_stream = await stream.subscribe(["a/b", "c"], qos=1)
+            session.connection.abort("pulled")
+            await hang(session.wait_closed())
+            assert not on_stream.is_active
+            await hang(session.reconnect(broker.urls["mqtts"]))
+            assert on_stream.is_active
+            await session.publish("a/b", "1", qos=1)
+            await session.publish("c", "2", qos=1)
+            await hang(on_stream.wait(2))
+            await hang(on_control.wait(1))
+            assert (on_stream.total, on_control.total) == (2, 1)
+            await session.unsubscribe(on_stream)
+            await session.publish("c", "3", qos=1)
+            assert on_stream.total == 2
+            with pytest.raises(StreamClosedError):
+                await stream.publish("a/b", "4")
+            await hang(session.reconnect(broker.url))
+            await session.publish("a/b", "5", qos=1)
+            await hang(on_control.wait(2))
 
 
 # Priorities
