@@ -113,7 +113,7 @@ class BrokerConfig:
     max_queued : int
         QoS 1 and 2 messages waiting per session, connected or not. Beyond it the oldest waiting one is dropped.
     max_queued_bytes : int
-        Topic and payload bytes of those.
+        Bytes of those: topic, payload and properties.
     max_total_queued_bytes : int
         The same for all sessions together.
     max_pending_bytes : int
@@ -124,10 +124,13 @@ class BrokerConfig:
         subscriber is on its own: messages for it are queued and dropped by the bounds above until it has caught up.
     max_subscriptions : int
         Subscriptions per session; further ones are refused (0x97, quota exceeded).
+    max_topic_levels : int
+        Levels of a topic filter; deeper ones are refused (0x8F in SUBACK, which is for filters that are well-formed but
+        not accepted). Messages on deeper topics pass, but are not retained (and counted).
     max_retained : int
         Retained messages kept; further topics are not retained (and counted).
     max_retained_bytes : int
-        Topic and payload bytes of those.
+        Bytes of those: topic, payload and properties.
     topic_alias_maximum : int
         Topic aliases accepted per connection (MQTT 5.0 section 3.2.2.3.8), and used at most towards a client that
         takes any.
@@ -185,6 +188,7 @@ class BrokerConfig:
     max_pending_bytes: int = 4 * 1024 * 1024
     slow_consumer_grace: float = 0.5
     max_subscriptions: int = 10_000
+    max_topic_levels: int = 128
     max_retained: int = 100_000
     max_retained_bytes: int = 64 * 1024 * 1024
     topic_alias_maximum: int = 64
@@ -194,7 +198,7 @@ class BrokerConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_connections", "max_sessions", "max_queued", "max_queued_bytes", "max_total_queued_bytes",
-                     "max_pending_bytes", "max_subscriptions"):  # fmt: skip
+                     "max_pending_bytes", "max_subscriptions", "max_topic_levels"):  # fmt: skip
             self._need(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("max_session_expiry", "max_retained", "max_retained_bytes", "slow_consumer_grace"):
             self._need(name, getattr(self, name) >= 0, "must not be negative")

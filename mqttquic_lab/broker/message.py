@@ -48,6 +48,26 @@ class Form(NamedTuple):
         return b"".join((bytes((first,)), self.head, packet_id.to_bytes(2, "big"), self.tail))
 
 
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _weight(properties: Mapping[str, Any]) -> int:
+    """Return about how many bytes properties hold; 16 MiB of user properties must not pass for nothing."""
+    total = 0
+    for value in properties.values():
+        if isinstance(value, str):
+            total += _size(value)
+        elif isinstance(value, bytes):
+            total += len(value)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                total += sum(map(_size, item)) if isinstance(item, tuple) else 4
+        else:
+            total += 4
+    return total
+
+
 class Message:
     """One application message.
 
@@ -64,7 +84,7 @@ class Message:
     expires_at : float or None
         When it may no longer be sent, on the broker's clock (MQTT 5.0 section 3.3.2.3.3).
     size : int
-        Topic and payload bytes: what bounds count.
+        Bytes of topic, payload and properties: what bounds count.
     """
 
     __slots__ = ("_forms", "expires_at", "payload", "properties", "qos", "retain", "size", "topic")
@@ -90,7 +110,7 @@ class Message:
             if any(name in properties for name in NOT_FORWARDED):
                 properties = {name: value for name, value in properties.items() if name not in NOT_FORWARDED}
         self.properties = properties
-        self.size = len(topic) + len(payload)
+        self.size = _size(topic) + len(payload) + (_weight(properties) if properties else 0)
         self._forms: dict[tuple[int, int, bool, tuple[int, ...], int | None], Any] = {}
 
     def __repr__(self) -> str:

@@ -113,7 +113,12 @@ class Pipeline(Holdable):
         self.bytes_in = 0
         self.early_messages = 0
         self._aliases: dict[int, str] = {}
-        self._decoder = PacketDecoder(version, max_packet_size=server.config.max_packet_size, receiver="server")
+        self._decoder = PacketDecoder(
+            version,
+            max_packet_size=server.config.max_packet_size,
+            max_connect_size=MAX_CONNECT,
+            receiver="server",
+        )
         self._failure: ProtocolError | None = None
         self._reasons: set[object] = set()
         self._waiting: deque[Packet] = deque()

@@ -23,17 +23,20 @@ class RetainedMessages:
     max_messages : int
         Topics kept.
     max_bytes : int
-        Topic and payload bytes kept.
+        Topic, payload and property bytes kept.
+    max_levels : int
+        Topic levels; each costs memory of its own, though a level may be no more than its ``/``.
     """
 
-    def __init__(self, max_messages: int, max_bytes: int) -> None:
+    def __init__(self, max_messages: int, max_bytes: int, max_levels: int = 128) -> None:
         self._messages: TopicMap[Message] = TopicMap()
         self._by_topic: dict[str, Message] = {}
         self._max_messages = max_messages
         self._max_bytes = max_bytes
+        self._max_levels = max_levels
         self._searched_at = -SEARCH_INTERVAL
         self.nbytes = 0
-        """Topic and payload bytes held."""
+        """Topic, payload and property bytes held."""
         self.journal: Journal | None = None
         """The store's, where the broker has one."""
 
@@ -52,6 +55,8 @@ class RetainedMessages:
         self.remove(message.topic)
         if not message.payload:
             return True
+        if message.topic.count("/") >= self._max_levels:
+            return False
         if not self._has_room(message):
             if now < self._searched_at + SEARCH_INTERVAL:
                 return False

@@ -92,7 +92,9 @@ class BrokerServer:
         self.changes = 0
         """Counts what :meth:`next_change` waits for, so that nobody has to wait for what has happened already."""
         self.router = Router()
-        self.retained = RetainedMessages(self.config.max_retained, self.config.max_retained_bytes)
+        self.retained = RetainedMessages(
+            self.config.max_retained, self.config.max_retained_bytes, self.config.max_topic_levels
+        )
         self.flushes = FlushQueue()
         self.sessions: SessionStore
         self._wills: Wills

@@ -25,8 +25,12 @@ def subscribe(
 ) -> tuple[SubAck, str]:
     """Enter the subscriptions of a SUBSCRIBE; return the answer, and why something in it was refused.
 
-    Filters have been checked by the decoder. ``$share/`` works for 3.1.1 clients as well, as in other brokers: to take
-    it for the name of a topic level would serve nobody.
+    Filters have been checked by the decoder: one that is not well-formed (``a#b``) makes the packet malformed and ends
+    the connection (sections 4.7.1 and 4.13.1), as it does at EMQX and mosquitto. 0x8F in SUBACK is for those that are
+    well-formed and not accepted (section 3.9.3): here those with too many levels.
+
+    ``$share/`` works for 3.1.1 clients as well, as in other brokers: to take it for the name of a topic level would
+    serve nobody.
     """
     identifiers = packet.properties.get("subscription_identifier")
     identifier = identifiers[0] if identifiers else None
@@ -41,6 +45,11 @@ def subscribe(
             server.counters.subscriptions_refused += 1
             codes.append(ReasonCode.NOT_AUTHORIZED)
             reason = reason or f"subscribing to {topic_filter} is not allowed"
+            continue
+        if topic_filter.count("/") >= server.config.max_topic_levels:
+            server.counters.subscriptions_refused += 1
+            codes.append(ReasonCode.TOPIC_FILTER_INVALID)
+            reason = reason or f"filters have at most {server.config.max_topic_levels} levels here"
             continue
         if not known and len(session.subscriptions) >= server.config.max_subscriptions:
             server.counters.subscriptions_refused += 1

@@ -65,6 +65,8 @@ class PacketDecoder:
         5, or 4 for MQTT 3.1.1. None at a server before CONNECT: that packet has to come first and sets it.
     max_packet_size : int
         Bytes of the largest packet accepted, fixed header included.
+    max_connect_size : int, optional
+        The same for the first packet at a server, which comes from nobody knows whom.
     receiver : str
         ``"client"`` or ``"server"``: which end this is.
 
@@ -76,10 +78,15 @@ class PacketDecoder:
         May be lowered or raised between calls.
     """
 
-    __slots__ = ("_blocks", "_error", "_rest", "_wanted", "max_packet_size", "receiver", "version")
+    __slots__ = ("_blocks", "_error", "_rest", "_wanted", "max_connect_size", "max_packet_size", "receiver", "version")
 
     def __init__(
-        self, version: Version | None = 5, *, max_packet_size: int = MAX_PACKET_SIZE, receiver: Receiver
+        self,
+        version: Version | None = 5,
+        *,
+        max_packet_size: int = MAX_PACKET_SIZE,
+        max_connect_size: int | None = None,
+        receiver: Receiver,
     ) -> None:
         if version not in (4, 5, None):
             raise UsageError(f"version is {version!r}: it must be 4 (MQTT 3.1.1), 5 or None")
@@ -89,6 +96,7 @@ class PacketDecoder:
             raise UsageError("a client knows its version: give 4 or 5")
         self.version = version
         self.max_packet_size = max_packet_size
+        self.max_connect_size = max_connect_size
         self.receiver: Receiver = receiver
         self._blocks = _blocks[receiver]
         self._rest: bytes | bytearray = b""
@@ -155,6 +163,8 @@ class PacketDecoder:
         start = 0
         limit = self.max_packet_size
         version = self.version
+        if version is None and self.max_connect_size is not None:
+            limit = min(limit, self.max_connect_size)
         append = packets.append
         topic_of = _topics.get
         block_of = self._blocks.get
@@ -175,7 +185,7 @@ class PacketDecoder:
             end = body + length
             if end - start > limit:
                 check_fixed_header(first, version, self.receiver)
-                raise self._too_large(end - start)
+                raise self._too_large(end - start, limit)
             if end > total:
                 if first >> 4 != 3 or version is None:
                     check_fixed_header(first, version, self.receiver)
@@ -225,7 +235,9 @@ class PacketDecoder:
                     start = end
                     continue
             append(self._decode_other(data, start, body, end))
-            version = self.version
+            if version is None:
+                version = self.version
+                limit = self.max_packet_size
             start = end
         if start < total:
             check_fixed_header(data[start], version, self.receiver)
@@ -264,7 +276,7 @@ class PacketDecoder:
         length = reader.varint("remaining_length")
         return length, start + reader.pos
 
-    def _too_large(self, size: int) -> MalformedPacketError:
+    def _too_large(self, size: int, limit: int) -> MalformedPacketError:
         rule = rules.TOO_LARGE if self.receiver == "client" else rules.TOO_LARGE_FOR_SERVER
-        detail = f"{size} bytes, {self.max_packet_size} accepted"
+        detail = f"{size} bytes, {limit} accepted"
         return rule.broken(self.version, field="remaining_length", offset=1, detail=detail)
