@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import inspect
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqttquic_lab.errors import BlockingCallError, OperationTimeoutError
@@ -65,6 +67,17 @@ class Caller:
         """Start `verb` without waiting; does nothing when the loop has ended. For finalizers."""
         if self.runtime.is_alive:
             self.runtime.spawn(verb())
+
+
+def on_thread(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what awaits `function` on a thread of its own, so that it may block; a coroutine function stays as it is."""
+    if not callable(function) or inspect.iscoroutinefunction(function):
+        return function
+
+    async def called(*args: Any) -> Any:
+        return await asyncio.to_thread(function, *args)
+
+    return called
 
 
 def _copy(value: T) -> T:

@@ -360,6 +360,60 @@ class Session:
         """
         self._caller.call(timeout, self._core.unsubscribe, core_of(what), timeout=timeout)
 
+    def request(
+        self,
+        topic: str,
+        payload: Any = None,
+        qos: int = 1,
+        properties: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | str | None = 10.0,
+    ) -> Message:
+        """Publish a request and return the response (MQTT 5.0 section 4.10).
+
+        Parameters
+        ----------
+        topic, payload, qos, properties
+            As for :meth:`publish`. Response Topic and Correlation Data are added.
+        timeout : float, str or None
+            Seconds for all of it.
+
+        Raises
+        ------
+        UsageError, PublishError, OperationTimeoutError, DisconnectedError
+            See :meth:`mqttquic_lab.session.AsyncSession.request`.
+        """
+        return self._caller.call(timeout, self._core.request, topic, payload, qos, properties, timeout=timeout)
+
+    def respond(
+        self,
+        topic_filter: str,
+        handler: Callable[[Message], Any],
+        qos: int = 1,
+        *,
+        decode: Decode = "text",
+        timeout: float | str | None = 10.0,
+    ) -> Feed:
+        """Answer the requests on a topic filter, until the feed returned is unsubscribed (MQTT 5.0 section 4.10).
+
+        Parameters
+        ----------
+        topic_filter, qos, decode, timeout
+            As for :meth:`subscribe`.
+        handler : callable
+            Called with each request, one after the other, on a thread where it may block; what it returns is published
+            to the request's Response Topic. What it raises goes to :attr:`errors`, and that request gets no response.
+
+        Raises
+        ------
+        UsageError, SubscribeError, OperationTimeoutError, DisconnectedError
+            See :meth:`mqttquic_lab.session.AsyncSession.respond`.
+        """
+        feed = self._caller.call(
+            timeout, self._core.respond, topic_filter, on_thread(handler), qos, decode=decode, timeout=timeout
+        )
+        return self.handle_of(feed)
+
     def open_stream(
         self, *, priority: int = 3, timeout: float | str | None = 10.0, **flow: Unpack[FlowKeywords]
     ) -> Stream:

@@ -96,6 +96,33 @@ class SessionAio:
         """See :meth:`Session.unsubscribe`."""
         await self._caller.hop(self._core.unsubscribe, core_of(what), timeout=timeout)
 
+    async def request(
+        self,
+        topic: str,
+        payload: Any = None,
+        qos: int = 1,
+        properties: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | str | None = 10.0,
+    ) -> Message:
+        """See :meth:`Session.request`."""
+        return await self._caller.hop(self._core.request, topic, payload, qos, properties, timeout=timeout)
+
+    async def respond(
+        self,
+        topic_filter: str,
+        handler: Callable[[Message], Any],
+        qos: int = 1,
+        *,
+        decode: Decode = "text",
+        timeout: float | str | None = 10.0,
+    ) -> Feed:
+        """See :meth:`Session.respond`."""
+        feed = await self._caller.hop(
+            self._core.respond, topic_filter, on_thread(handler), qos, decode=decode, timeout=timeout
+        )
+        return self._session.handle_of(feed)
+
     async def open_stream(
         self, *, priority: int = 3, timeout: float | str | None = 10.0, **flow: Unpack[FlowKeywords]
     ) -> Stream:

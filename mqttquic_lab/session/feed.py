@@ -192,15 +192,16 @@ class AsyncFeed:
             raise OperationTimeoutError(f"after {seconds:g} s {so_far}")
         raise self._end_error(f"no more can come, {so_far}")
 
-    async def wait_next(self, timeout: float | str | None = None) -> bool:
-        """Wait until :attr:`cursor` has something to give; False once the feed was ended here (not by a failure)."""
+    async def wait_next(self, timeout: float | str | None = None, cursor: MessageCursor | None = None) -> bool:
+        """Wait until :attr:`cursor`, or another one, has something to give; False once the feed was ended here."""
         seconds = check_timeout(timeout, zero=True)
-        while self.cursor.is_at_end:
+        cursor = self.cursor if cursor is None else cursor
+        while cursor.is_at_end:
             if self._ended is not None:
                 if self._ended[0] is None:
                     return False
                 raise self._end_error("no more messages can come")
-            if not await self._reach(self.cursor.position + 1, seconds):
+            if not await self._reach(cursor.position + 1, seconds):
                 raise OperationTimeoutError(f"no message on {', '.join(self.filters)} for {seconds:g} s")
         return True
 
@@ -227,6 +228,16 @@ class AsyncFeed:
             if message is not None:
                 yield message
             elif not await self.wait_next(timeout):
+                return
+
+    async def each(self) -> AsyncIterator[Message]:
+        """Iterate as :meth:`messages` does, beside whoever does that: all of them come here as well."""
+        cursor = MessageCursor(self.log)
+        while True:
+            message = cursor.take()
+            if message is not None:
+                yield message
+            elif not await self.wait_next(None, cursor):
                 return
 
     def __aiter__(self) -> AsyncIterator[Message]:

@@ -27,6 +27,10 @@ class ServerLimits:
     identifiers_available: bool = True
     """Subscription Identifiers; never in 3.1.1."""
     shared_available: bool = True
+    topic_alias_maximum: int = 0
+    """Topic aliases that we may use towards it; 0 is none."""
+    response_information: str = ""
+    """Where it wants responses to this client to go, if it was asked and said so."""
     keepalive: int = 60
     """Seconds: the broker's Server Keep Alive if it names one, else what was asked for."""
 
@@ -44,6 +48,8 @@ class ServerLimits:
             wildcards_available=bool(told.get("wildcard_subscription_available", 1)),
             identifiers_available=bool(told.get("subscription_identifier_available", 1)),
             shared_available=bool(told.get("shared_subscription_available", 1)),
+            topic_alias_maximum=told.get("topic_alias_maximum", 0),
+            response_information=told.get("response_information", ""),
             keepalive=told.get("server_keep_alive", options.keepalive),
         )
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 
     from mqttquic_lab.mqtt import Delivery, PubAck, PubComp, PubRec, Version
+    from mqttquic_lab.session.aliases import TopicAliases
     from mqttquic_lab.session.data_stream import DataChannel
     from mqttquic_lab.session.packet_stream import PacketStream
     from mqttquic_lab.session.quic_options import EarlyMessage
@@ -120,6 +121,8 @@ class Publisher:
         self._version: Version = channel.version
         self._deliveries = deliveries
         self._stats = stats
+        self.aliases: TopicAliases | None = None
+        """Of the present connection; None if none are used."""
         self.topics: set[str] = set() if topics is None else topics
         self._unknown = 0
         self.lane_of: Callable[[str], DataChannel | None] = _no_lane
@@ -147,7 +150,10 @@ class Publisher:
         if channel.ended:
             raise channel.gone("cannot publish")
         if not qos:
-            packet = encode_publish(topic, data, 0, retain, False, None, properties, self._version)
+            if self.aliases is None or lane is not None:
+                packet = encode_publish(topic, data, 0, retain, False, None, properties, self._version)
+            else:
+                packet = self.aliases.encode(topic, data, 0, retain, None, properties, channel.limit)
             if len(packet) > channel.limit:
                 self.limits.check_size(len(packet), len(data))
             (lane or channel).write(packet)
@@ -213,7 +219,9 @@ class Publisher:
             self.limits.check_size(len(packet), len(data))
         packet_id = self._deliveries.send(topic, data, qos, retain, properties, token)
         if packet_id is not None:
-            if packet_id != 1:
+            if self.aliases is not None and lane is None:
+                packet = self.aliases.encode(topic, data, qos, retain, packet_id, properties, self._channel.limit)
+            elif packet_id != 1:
                 packet = encode_publish(topic, data, qos, retain, False, packet_id, properties, self._version)
             (lane or self._channel).write(packet)
             self._stats.messages_sent += 1
@@ -234,7 +242,10 @@ class Publisher:
         if token is not None:
             self._begin(topic, data, qos, retain, properties, token, lane)
             return
-        packet = encode_publish(topic, data, 0, retain, False, None, properties, self._version)
+        if self.aliases is None or lane is not None:
+            packet = encode_publish(topic, data, 0, retain, False, None, properties, self._version)
+        else:
+            packet = self.aliases.encode(topic, data, 0, retain, None, properties, self._channel.limit)
         if len(packet) > self._channel.limit:
             self.limits.check_size(len(packet), len(data))
         (lane or self._channel).write(packet)
@@ -282,6 +293,15 @@ class Publisher:
                 if topic not in topics:
                     self.check_topic(topic)
                 block = stamped(properties) if timestamp else properties
+                if self.aliases is not None:
+                    # What names an alias must leave before anybody else uses it, and on this very connection.
+                    await self._connected(timeout)
+                    self.put(topic, data, 0, retain, block, None)
+                    summary.count += 1
+                    summary.payload_bytes += len(data)
+                    if not summary.count % 128:
+                        await self.let_run(timeout)
+                    continue
                 packet = encode_publish(topic, data, 0, retain, False, None, block, version)
                 if len(packet) > self._channel.limit:
                     self.limits.check_size(len(packet), len(data))
@@ -406,6 +426,7 @@ class Publisher:
         """Go on over another connection."""
         self._channel = channel
         self.lane_of = _no_lane
+        self.aliases = None
 
     def lost(self) -> None:
         """Fail everybody who waits: the connection has ended."""

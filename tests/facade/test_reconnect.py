@@ -107,3 +107,26 @@ def test_a_lost_session_says_why_and_goes_on(broker: mq.Broker) -> None:
 
 async def _cut(session: mq.Session) -> None:
     session._core.connection.abort("cable pulled")
+
+
+def test_messages_published_in_a_gap_are_sent_after_it(broker: mq.Broker) -> None:
+    with mq.connect(broker, reconnect=mq.Backoff(first=0.5, jitter=0)) as session, mq.connect(broker) as other:
+        feed = other.subscribe("a", 1)
+        session._runtime.run(_cut(session))
+        result = session.publish("a", "later", qos=1)
+        assert (result.queued, session.queued, session.state) == (True, 1, "reconnecting")
+        session.flush(timeout=PATIENCE)
+        feed.wait(1, timeout=PATIENCE)
+        assert session.state == "connected"
+
+
+def test_requests_are_answered_by_functions_that_may_block(broker: mq.Broker) -> None:
+    with mq.connect(broker) as session, mq.connect(broker) as helper:
+        helper.respond("half", lambda message: int(message.value) / 2)
+
+        def asks_somebody_else(message: mq.Message) -> float:
+            return float(session.request("half", message.value).text) / 2
+
+        feed = helper.respond("quarter", asks_somebody_else)
+        assert session.request("quarter", 10).text == "2.5"
+        assert feed.total == 1
