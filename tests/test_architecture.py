@@ -15,7 +15,7 @@ FLOORS = {
     "errors": 1, "units": 1, "trace": 1, "callbacks": 1, "work": 1, "runtime": 1, "records": 1,
     "mqtt": 2,
     "quic": 3, "net": 3,
-    "session": 4, "broker": 4,
+    "session": 4, "broker": 4, "gateway": 4,
     "views": 5,
     "experiments": 6, "handles": 6,
     "widgets": 7, "cli": 7,
@@ -28,7 +28,7 @@ ONLY_IN = {
     "traitlets": {"widgets"},
     "pandas": {"records", "experiments", "views"},
     "aioquic": {"quic"},
-    "asyncio": {"runtime", "quic", "net", "session", "broker", "handles", "experiments", "cli"},
+    "asyncio": {"runtime", "quic", "net", "session", "broker", "gateway", "handles", "experiments", "cli"},
     "socket": {"quic", "net", "session", "broker", "experiments", "cli"},
 }
 

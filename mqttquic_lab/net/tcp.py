@@ -64,11 +64,15 @@ class TcpConnection(Connection, asyncio.Protocol):
     ----------
     server_side : bool
         Which side this is.
+    half_open : bool
+        Whether what we send may go on after the peer's FIN, until our owner ends it too. MQTT itself has no use for
+        half a connection: without this our FIN follows at once.
     """
 
     transport: ClassVar[TransportName] = "tcp"
     control: TcpStream
     server_side = False
+    half_open = False
 
     def __init__(self, *, report: HandshakeReport, trace: Trace, ready: Ready) -> None:
         super().__init__()
@@ -87,6 +91,7 @@ class TcpConnection(Connection, asyncio.Protocol):
         self._reading = True
         self._write_ended = False
         self._peer_ended = False
+        self._end_told = False
         self._closing = False
         self._reason: LabError | None = None
         self._close_timer: asyncio.TimerHandle | None = None
@@ -301,6 +306,8 @@ class TcpConnection(Connection, asyncio.Protocol):
         self.flush()
         self._write_ended = True
         self.send_end()
+        if self._end_told:
+            self.finish(None)
 
     def send_end(self) -> None:
         """Write the end of the stream to the transport."""
@@ -331,8 +338,9 @@ class TcpConnection(Connection, asyncio.Protocol):
                 self._wire.pause_reading()
 
     def peer_ended(self) -> None:
-        """Follow the peer's FIN, once its owner knows of it: nobody waits for half a connection in MQTT."""
-        if not self._closing:
+        """Follow the peer's FIN, once its owner knows of it."""
+        self._end_told = True
+        if not self._closing and (self._write_ended or not self.half_open):
             local = self._write_ended
             self.finish(None if local else DisconnectedError("the peer closed the connection"))
 

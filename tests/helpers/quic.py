@@ -92,7 +92,7 @@ class Server:
             return await self.streams.get()
 
 
-def echo(stream: QuicStream) -> None:
+def echo(stream: ByteStream) -> None:
     """Write back whatever comes."""
     stream.on_data = stream.write
     stream.on_end = stream.end
