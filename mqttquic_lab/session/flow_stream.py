@@ -219,6 +219,8 @@ class FlowStream(AsyncStream):
             self.channel.riders.clear()  # the control stream sends them again
             self.subscriber.suspend()
         self.channel.finish(reason)
+        if self._is_moving and not self.entry.header.flags.persistent_subscriptions:
+            self.subscriber.end_all(reason)
 
     def give_up(self) -> None:
         """Take that no other connection came: who waits is told, and what was sent is kept for recovery."""
