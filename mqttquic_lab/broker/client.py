@@ -19,6 +19,7 @@ from mqttquic_lab.broker.connecting import (
     granted_keepalive,
     new_client_id,
 )
+from mqttquic_lab.broker.datagrams import datagrams_of
 from mqttquic_lab.broker.flows import ALPN, FlowStreams
 from mqttquic_lab.broker.mqttv5 import Mqttv5Streams
 from mqttquic_lab.broker.pipeline import PINGRESP, Pipeline, as_text
@@ -89,6 +90,7 @@ class Client(Pipeline):
         elif connection.report.alpn == ALPN:
             kind = FlowStreams if server.deliveries == "subscribing-stream" else ServerFlowStreams
         self._streams = kind(self, server)
+        self.datagrams = None if stream is not None else datagrams_of(self, server)
         self._connect_timer = server.clock.call_later(server.config.connect_timeout, self._connect_timed_out)
         connection.closed.add_done_callback(self._on_closed)
         if stream is None:
@@ -274,12 +276,16 @@ class Client(Pipeline):
         )
         self._topic_aliases = min(packet.properties.get("topic_alias_maximum", 0), config.topic_alias_maximum)
         self.outbox.aliases = self.new_aliases()
-        self.has_ways = self._streams.carry_deliveries
+        if self.datagrams is not None:
+            self.datagrams.meet(packet, reads=isinstance(self._streams, FlowStreams))
+        self.has_ways = self._streams.carry_deliveries or (self.datagrams is not None and self.datagrams.delivers)
         self.is_plain = self.size_limit is None and not self.has_ways
         session.connected(self, self.receive_maximum)
         if session.subscriptions:
             self._router.forget_routes()
         self._streams.admitted()
+        if self.datagrams is not None:
+            self.datagrams.begin()
 
     def refuse(self, code: int, reason: str = "") -> None:
         """Answer CONNECT with a failure and close [MQTT-3.1.4-6]; `reason` is told where the version can."""
@@ -392,6 +398,8 @@ class Client(Pipeline):
             self._authentication.close()
         self._detach()
         self._streams.close()
+        if self.datagrams is not None:
+            self.datagrams.close()
         if not self._shares_connection:
             self.connection.on_stream = lambda stream: stream.reset(0)
         if self.stream is not None:
@@ -429,7 +437,9 @@ class Client(Pipeline):
     # --- what others ask ----------------------------------------------------------------------------------------
 
     def divert(self, outgoing: Outgoing) -> bool:
-        """Hand a message to a flow that the broker opens; returns whether there is one."""
+        """Send a message as a datagram, or on a flow that the broker opens; returns whether there is such a way."""
+        if self.datagrams is not None and self.datagrams.send(outgoing):
+            return True
         return self._streams.take(outgoing)
 
     def way(self, topic: str) -> Outbox:
@@ -449,7 +459,8 @@ class Client(Pipeline):
         """Return what is known about the client now."""
         session = self.session
         assert session is not None
-        pipelines = (self, *self._streams)
+        datagrams = self.datagrams
+        pipelines = (self, *self._streams, *(() if datagrams is None else (datagrams,)))
         sessions = (session, *(other for other in self._streams.sessions))
         outboxes = (self.outbox, *self._streams.outboxes)
         filters = chain.from_iterable(each.subscriptions for each in sessions)
@@ -475,6 +486,8 @@ class Client(Pipeline):
             dropped=self._streams.past.dropped + sum(each.dropped for each in outboxes),
             resumed=self.connection.report.resumed,
             early_data="accepted" if self.connection.is_early else self.connection.report.early_data,
+            datagrams_in=0 if datagrams is None else datagrams.received,
+            datagrams_out=0 if datagrams is None else datagrams.sent,
             early_messages=self._streams.past.early_messages + sum(each.early_messages for each in pipelines),
         )
 

@@ -78,6 +78,11 @@ class BrokerConfig:
         port 0 takes any free one.
     disable_active_migration : bool
         Ask QUIC clients not to change their address (RFC 9000 section 18.2). Those that do all the same are served.
+    datagrams : bool, optional
+        Whether clients may publish in DATAGRAM frames over QUIC, at QoS 0 (RFC 9221). Default: that of the profile.
+    datagram_deliveries : bool
+        Send messages at QoS 0 in DATAGRAM frames, too, to clients that are known to read them: those that speak
+        MQTT-next, and those that ask for it (``connect(datagrams=True)`` does). They can get lost.
     users : mapping of str to str, optional
         User name -> password. When given, everybody else is refused (reason code 0x86).
     authenticate : callable, optional
@@ -169,6 +174,8 @@ class BrokerConfig:
     idle_timeout: float | str | None = None
     preferred_address: tuple[str, int] | None = None
     disable_active_migration: bool = False
+    datagrams: bool | None = None
+    datagram_deliveries: bool = False
     users: Mapping[str, str] | None = field(default=None, repr=False)
     authenticate: Authenticate | None = field(default=None, repr=False)
     acl: Sequence[AclRule | tuple[str, str, str] | Mapping[str, Any]] | AclFunction | None = field(

@@ -6,6 +6,7 @@ import operator
 from typing import TYPE_CHECKING, Any, cast
 
 from mqttquic_lab.errors import UsageError
+from mqttquic_lab.mqtt.profiles import profile_named
 from mqttquic_lab.quic.admission import early_data_policy
 from mqttquic_lab.quic.knobs import CONGESTION, Knobs
 from mqttquic_lab.units import parse_seconds
@@ -29,6 +30,8 @@ ONLY_QUIC: dict[str, Any] = {
     "idle_timeout": None,
     "preferred_address": None,
     "disable_active_migration": False,
+    "datagrams": None,
+    "datagram_deliveries": False,
 }
 """Setting -> its default."""
 
@@ -58,8 +61,30 @@ def settle_quic_options(config: BrokerConfig) -> None:
     if config.preferred_address is not None:
         host, port = _host_and_port(config.preferred_address)
         config.preferred_address = host, port
+    _check_datagrams(config, profile_named(config.profile))
     if config.idle_timeout == 0:
         raise UsageError("idle_timeout must be more than 0 seconds (RFC 9000 section 10.1)")
+
+
+def _check_datagrams(config: BrokerConfig, profile: BrokerProfile) -> None:
+    if config.datagrams not in (None, True, False):
+        raise UsageError(f"datagrams={config.datagrams!r}: must be True, False, or None for what the profile does")
+    if config.datagrams and not profile.datagrams:
+        raise UsageError(f"datagrams=True: {profile.refusal('datagram')}; leave it out, or take another profile")
+    if config.datagram_deliveries and (profile.name != "generic" or config.datagrams is False):
+        raise UsageError(
+            "datagram_deliveries=True: "
+            + (
+                "with datagrams=False there are none"
+                if config.datagrams is False
+                else f"{profile.title} sends no DATAGRAM frames; leave it out, or take profile='generic'"
+            )
+        )
+
+
+def takes_datagrams(config: BrokerConfig, profile: BrokerProfile) -> bool:
+    """Whether clients may publish in DATAGRAM frames."""
+    return profile.datagrams if config.datagrams is None else config.datagrams
 
 
 def _host_and_port(address: Any) -> tuple[str, int]:
@@ -75,12 +100,13 @@ def _host_and_port(address: Any) -> tuple[str, int]:
 
 
 def knobs_of(config: BrokerConfig) -> Knobs:
-    """Return version, cipher suites, groups and congestion controller."""
+    """Return version, cipher suites, groups, congestion controller, and whether datagrams are taken."""
     return Knobs.of(
         quic_version=config.quic_version,
         cipher_suites=config.cipher_suites,
         groups=config.groups,
         congestion=config.congestion,
+        datagrams=takes_datagrams(config, profile_named(config.profile)),
         server=True,
     )
 

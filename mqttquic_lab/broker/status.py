@@ -52,6 +52,10 @@ class ClientInfo:
     """What became of its 0-RTT data: ``"accepted"``, ``"rejected"`` or ``"not offered"``."""
     early_messages: int = 0
     """Application messages that it published as early data."""
+    datagrams_in: int = 0
+    """DATAGRAM frames from it (RFC 9221)."""
+    datagrams_out: int = 0
+    """Messages sent to it in DATAGRAM frames."""
 
 
 @dataclass(slots=True)
@@ -170,6 +174,15 @@ class BrokerStats:
     """QoS 1 and 2 messages refused because the store could not keep them."""
     stream_errors: int = 0
     """Data streams reset because of what came on them; their client stayed connected."""
+
+    datagrams_in: int = 0
+    """DATAGRAM frames from clients (RFC 9221)."""
+    datagrams_out: int = 0
+    """Messages sent in DATAGRAM frames; one that too many waited before is counted in `dropped_qos0`."""
+    datagrams_lost: int = 0
+    """Of those, the ones that count as lost (RFC 9002 section 6.1)."""
+    datagrams_refused: int = 0
+    """DATAGRAM frames from clients with anything but one PUBLISH at QoS 0, or too many before CONNECT."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counters as plain data."""

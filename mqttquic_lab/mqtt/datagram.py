@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 NOT_MQTT: Final = 0x00
 """First byte of a datagram that is no MQTT packet (MQoQ 8.3.3)."""
 
+READS_DATAGRAMS: Final = ("reads_datagrams", "1")
+"""User Property of CONNECT by which our client tells our broker that it reads datagrams.
+
+The draft needs none: who speaks ``MQTT-next`` reads them. With the ALPN ``mqtt`` nothing else tells, for many QUIC
+stacks announce max_datagram_frame_size whether or not anybody reads.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Datagram:

@@ -93,7 +93,7 @@ class BrokerProfile:
     enhanced_authentication : bool
         Whether the broker itself knows AUTH (MQTT 5.0 section 4.12). The embedded broker serves it in no profile.
     datagrams : bool
-        Whether QoS 0 PUBLISH may travel in DATAGRAM frames (RFC 9221).
+        Whether PUBLISH at QoS 0 is taken from DATAGRAM frames (RFC 9221), whatever the ALPN.
     flows : bool
         Whether the broker speaks ``MQTT-next`` with flow headers.
     close_codes : mapping of int to str
@@ -192,6 +192,7 @@ PROFILES: Final[Mapping[str, BrokerProfile]] = {
             "The embedded broker",
             unidirectional=True,
             deliveries=("subscribing-stream", "per-topic", "per-publish"),
+            datagrams=True,
             flows=True,
             notes=("Our own and the most permissive: client bidirectional and unidirectional data streams.",),
             sources=("this project",),

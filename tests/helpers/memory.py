@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from mqttquic_lab.errors import DisconnectedError, LabError
-from mqttquic_lab.net.stream import ByteStream, Connection
+from mqttquic_lab.net.stream import ByteStream, Connection, DatagramCounters
 from mqttquic_lab.records.handshake import HandshakeReport
 from mqttquic_lab.trace import Trace
 
@@ -152,6 +152,31 @@ class MemoryConnection(Connection):
         self._moved = asyncio.Event()
         self._address = address
         self._closing: asyncio.Future[None] | None = None
+        self.datagram_size: int | None = None
+        """Bytes of the largest datagram that the other side takes; None for a side that takes none."""
+        self.datagram_counters = DatagramCounters()
+        self.datagram_queue_full = False
+        """Whether datagrams sent here are dropped, as when too many wait."""
+
+    @property
+    def max_datagram_size(self) -> int | None:
+        return None if self.is_closed else self.datagram_size
+
+    @property
+    def datagram_frames(self) -> DatagramCounters | None:
+        return self.datagram_counters if self.transport == "quic" else None
+
+    def send_datagram(self, data: bytes) -> bool:
+        """Hand a datagram to the peer, in a later tick as everything else."""
+        if self.datagram_size is None or self.transport != "quic":
+            return super().send_datagram(data)
+        assert len(data) <= self.datagram_size
+        if self.datagram_queue_full:
+            self.datagram_counters.dropped += 1
+            return False
+        self.datagram_counters.sent += 1
+        asyncio.get_running_loop().call_soon(self.peer.on_datagram, data)
+        return True
 
     @property
     def peer_address(self) -> tuple[str, int]:
