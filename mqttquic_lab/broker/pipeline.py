@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.broker.router import Route
     from mqttquic_lab.broker.server import BrokerServer
     from mqttquic_lab.broker.sessions import Outgoing, Session
-    from mqttquic_lab.mqtt import Acknowledgement, Packet, SubAck, Version
+    from mqttquic_lab.mqtt import Acknowledgement, Packet, SubAck, UnsubAck, Version
     from mqttquic_lab.net.stream import ByteStream
 
 log = logging.getLogger(__name__)
@@ -325,12 +325,17 @@ class Pipeline(Holdable):
             return f"publishing to {topic} is not allowed"
         return ""
 
-    def _answer(self, packet: Acknowledgement | SubAck, reason: str, *, settled: bool = False) -> None:
+    def _answer(self, packet: Acknowledgement | SubAck | UnsubAck, reason: str, *, settled: bool = False) -> None:
         """Write an answer, with its reason if the client wants to know and takes it [MQTT-3.4.2-2, MQTT-3.1.2-29].
 
         See :meth:`Outbox.write` for `settled`.
         """
         data = packet.encode(self.version)
+        if not self.takes(len(data), count=False):
+            # A SUBACK or UNSUBACK of many filters: not sent [MQTT-3.1.2-24], and the client, which would wait for it
+            # for ever, is told why.
+            self.disconnect(ReasonCode.PACKET_TOO_LARGE, f"the client takes no packet as large as this {packet.NAME}")
+            return
         if reason and self.explains and self.version == 5:
             packet.properties = {"reason_string": as_text(reason)}
             longer = packet.encode(5)
@@ -415,7 +420,7 @@ class Pipeline(Holdable):
     def _on_unsubscribe(self, packet: Unsubscribe) -> None:
         assert self.session is not None
         answer = unsubscribe(self._server, self.session, packet)
-        self.answers.write(answer.encode(self.version), settled=self.session.kept is None)
+        self._answer(answer, "", settled=self.session.kept is None)
 
     # --- what others ask ----------------------------------------------------------------------------------------
 

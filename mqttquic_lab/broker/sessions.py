@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -461,9 +462,12 @@ class SessionStore:
         if interval == 0:
             self.end(session)
             return
-        now = self._clock.time()
-        session.expires_at = now + interval if expires_at is None else expires_at
-        session.expiry_timer = self._clock.call_later(max(0.0, session.expires_at - now), self._expire, session)
+        if interval == NEVER:
+            session.expires_at = math.inf
+        else:
+            now = self._clock.time()
+            session.expires_at = now + interval if expires_at is None else expires_at
+            session.expiry_timer = self._clock.call_later(max(0.0, session.expires_at - now), self._expire, session)
         if session.kept is not None and expires_at is None:
             session.kept.changed(session.client_id, interval, session.expires_at)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mqttquic_lab.mqtt import Disconnect, PubAck, PubComp, Publish, PubRec, PubRel, Subscribe, Subscription
+from tests.conformance.exchange import taken
 from tests.conformance.octets import block, packet, text
 
 if TYPE_CHECKING:
@@ -28,23 +29,6 @@ async def last_code(peer: Peer) -> int:
     (last,) = await peer.closed()
     assert isinstance(last, Disconnect)
     return last.reason_code
-
-
-async def taken(peer: Peer, count: int) -> list[Publish]:
-    """Take in `count` messages, answering each packet as it comes."""
-    found: list[Publish] = []
-    released = 0
-    while len(found) < count or released < sum(each.qos == 2 for each in found):
-        each = await peer.next()
-        if isinstance(each, PubRel):
-            released += 1
-            peer.send(PubComp(each.packet_id))
-        else:
-            assert isinstance(each, Publish)
-            found.append(each)
-            if each.packet_id is not None:
-                peer.send((PubAck if each.qos == 1 else PubRec)(each.packet_id))
-    return found
 
 
 async def received(peer: Peer, version: Version, qos: int) -> list[Publish]:
