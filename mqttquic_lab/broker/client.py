@@ -268,7 +268,9 @@ class Client(Pipeline):
         self._will = packet.will
         self._keepalive = ServerKeepAlive(granted_keepalive(config, packet), server.clock.time())
         self._watch_keepalive()
-        self._stats.connects_total += 1
+        stats = self._stats
+        stats.connects_total += 1
+        stats.clients_maximum = max(stats.clients_maximum, stats.connects_total - stats.disconnects_total)
         self.receive_maximum = min(
             packet.properties.get("receive_maximum", RECEIVE_MAXIMUM),
             config.max_inflight,

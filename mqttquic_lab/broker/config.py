@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mqttquic_lab.broker.quic_options import settle_quic_options
 from mqttquic_lab.errors import UnknownOptionError, UsageError
 from mqttquic_lab.mqtt.profiles import DeliveryStrategy, ProfileName, profile_named
+from mqttquic_lab.units import parse_seconds
 
 if TYPE_CHECKING:
     from mqttquic_lab.broker.acl import AclFunction, AclRule
@@ -103,6 +104,9 @@ class BrokerConfig:
     store_sync : {"full", "normal"}
         ``"full"``: what is acknowledged survives a power cut. ``"normal"``: it survives the end of the process, however
         sudden, and is faster on slow disks.
+    sys_interval : float, str or None
+        Seconds between two accounts of the broker's figures in its ``$SYS`` topics; 0 or None for none. See
+        :mod:`mqttquic_lab.broker.sys_topics`.
     max_connections : int
         Network connections at a time; further ones are closed at once.
     max_sessions : int
@@ -184,6 +188,7 @@ class BrokerConfig:
     auth_methods: Sequence[str | ServerMethod] | Mapping[str, Any] = field(default=(), repr=False)
     store: str | os.PathLike[str] | None = None
     store_sync: Literal["full", "normal"] = "full"
+    sys_interval: float | str | None = 10.0
     max_connections: int = 1000
     max_sessions: int = 10_000
     max_session_expiry: int = 24 * 3600
@@ -231,6 +236,7 @@ class BrokerConfig:
             self._need(f"{transport}_port", port is None or 0 <= port <= 65535, "must be 0 to 65535, or None")
         if self.users is not None and self.authenticate is not None:
             raise UsageError("give either users or authenticate, not both")
+        self.sys_interval = parse_seconds(self.sys_interval or 0, name="sys_interval")
         settle_quic_options(self)
 
     def _need(self, name: str, good: bool, rule: str) -> None:

@@ -271,13 +271,13 @@ class PerPublish:
             leaving.append(served.stream)
         return served
 
-    def push(self, packets: bytes, count: int) -> None:
+    def push(self, packets: bytes, count: int, size: int = 0) -> None:
         """Send a QoS 0 message."""
         served = self._stream(unidirectional=True)
         if served is None:
-            self._streams.control.push(packets, count)
+            self._streams.control.push(packets, count, size)
             return
-        served.outbox.push(packets, count)
+        served.outbox.push(packets, count, size)
         served.outbox.flush()
         self._streams.retire(served)
 

@@ -172,14 +172,16 @@ class Outbox:
             self._dirty = True
             self._flushes.add(self)
 
-    def push(self, packets: bytes, count: int) -> None:
-        """Queue `count` QoS 0 messages, unless the client has too much to read already."""
+    def push(self, packets: bytes, count: int, size: int = 0) -> None:
+        """Queue `count` QoS 0 messages with `size` payload bytes, unless the client has too much to read already."""
         if self.is_overflowing or self._unsettled_bytes > self._limit:
             self.dropped += count
             self._stats.dropped_qos0 += count
             return
         if self.aliases is not None:
             packets = self.aliases.apply(packets)
+        self._stats.payload_bytes_out += size
+        self._stats.packets_out += count - 1  # what is queued counts as one
         self._parts.append(packets)
         self._messages += count
         if not self._dirty:
@@ -201,6 +203,7 @@ class Outbox:
             return
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         self._parts = []
+        self._stats.packets_out += len(parts)
         messages, self._messages = self._messages, 0
         journal = self._journal
         if journal is not None and (self._is_unsettled or self._unsettled):

@@ -155,6 +155,7 @@ class Pipeline(Holdable):
         except MalformedPacketError as error:
             packets = error.packets
             self._failure = error
+        self._stats.packets_in += len(packets)
         if self.state in UNKNOWN and self._decoder.buffered > MAX_CONNECT:
             self._failure = ProtocolError(
                 f"CONNECT or AUTH of more than {MAX_CONNECT} bytes", reason_code=ReasonCode.PACKET_TOO_LARGE
@@ -269,13 +270,15 @@ class Pipeline(Holdable):
         count = len(run)
         self.messages_in += count
         self._stats.messages_in += count
+        size = sum([len(packet.payload) for packet in run])
+        self._stats.payload_bytes_in += size
         for version, clients in route.plain.items():
             if version == self.version:
                 packets = run[0].raw if count == 1 else b"".join([packet.raw for packet in run])
             else:
                 packets = b"".join([encode_publish(p.topic, p.payload, version=version) for p in run])
             for client in clients:
-                client.outbox.push(packets, count)
+                client.outbox.push(packets, count, size)
 
     def _handle(self, packet: Packet) -> None:
         self.state = check_packet(Role.CLIENT, self.state, packet, self.version)
@@ -288,6 +291,7 @@ class Pipeline(Holdable):
         assert session is not None
         self.messages_in += 1
         self._stats.messages_in += 1
+        self._stats.payload_bytes_in += len(packet.payload)
         topic = packet.topic
         if "topic_alias" in packet.properties or not topic:
             topic = self._resolve_alias(packet)

@@ -200,6 +200,11 @@ class Router:
         self.forget_routes()
         return True
 
+    @property
+    def shared_count(self) -> int:
+        """Subscriptions to shared subscriptions."""
+        return sum(len(group.members) for group in self._groups.values())
+
     def unsubscribe_all(self, session: Session) -> None:
         """Remove every subscription of a session that ends."""
         for topic_filter in list(session.subscriptions):

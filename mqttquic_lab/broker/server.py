@@ -24,6 +24,7 @@ from mqttquic_lab.broker.retained import RetainedMessages
 from mqttquic_lab.broker.router import Router
 from mqttquic_lab.broker.sessions import SessionStore
 from mqttquic_lab.broker.status import BrokerStats
+from mqttquic_lab.broker.sys_topics import SysTopics
 from mqttquic_lab.broker.waiting import Waiting
 from mqttquic_lab.broker.wills import Wills
 from mqttquic_lab.errors import PortInUseError, UsageError
@@ -96,6 +97,7 @@ class BrokerServer:
             self.config.max_retained, self.config.max_retained_bytes, self.config.max_topic_levels
         )
         self.flushes = FlushQueue()
+        self.sys_topics: SysTopics
         self.sessions: SessionStore
         self._wills: Wills
         self._clients: set[Client] = set()
@@ -138,12 +140,14 @@ class BrokerServer:
         self._loop = asyncio.get_running_loop()
         self.clock = self._given_clock if self._given_clock is not None else self._loop
         self._started_at = self.clock.time()
+        self.sys_topics = SysTopics(self, float(self.config.sys_interval or 0))
         self._wills = Wills(self.clock, self._publish_will)
         self.sessions = SessionStore(self.config, self.counters, self.clock, self._session_ended)
         try:
             if self.config.store is not None:
                 await self._open_store(os.fspath(self.config.store))
             await self._listen()
+            self.sys_topics.start()
         except BaseException:
             await self.close()
             raise
@@ -224,6 +228,7 @@ class BrokerServer:
         if was_open:
             for client in list(self._clients):
                 client.disconnect(ReasonCode.SERVER_SHUTTING_DOWN, "the broker closes")
+            self.sys_topics.close()
             self._wills.forget_all()
             self.sessions.forget_all()
         # Connections close within a second; then listeners close those that never got as far as a client.
@@ -396,6 +401,8 @@ class BrokerServer:
         """Detach a client from its session; `will` is published unless the broker closes."""
         self._clients.discard(client)
         session, client.session = client.session, None
+        if session is not None:
+            self.counters.disconnects_total += 1
         if session is not None and self._state == "open":
             if session.subscriptions:
                 self.router.forget_routes()
@@ -412,6 +419,18 @@ class BrokerServer:
         if message.retain and not self.retained.store(message, self.clock.time()):
             self.counters.retained_refused += 1
         self.router.publish(message, publisher)
+
+    def retained_for(self, topic: str) -> RetainedMessages:
+        """Return where messages retained for a topic, or for what a filter matches, are kept."""
+        return self.sys_topics.retained if topic.startswith("$SYS") else self.retained
+
+    def transports(self) -> dict[str, int]:
+        """Return how many clients are connected over each transport."""
+        counts = dict.fromkeys(("quic", "tls", "tcp"), 0)
+        for client in self._clients:
+            if client.session is not None:
+                counts[client.connection.transport] += 1
+        return counts
 
     def _publish_will(self, will: Message) -> None:
         self.counters.wills_published += 1

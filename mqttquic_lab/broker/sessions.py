@@ -165,7 +165,7 @@ class Session:
             if client is not None:
                 packet = message.at_most_once(client.version, retain, identifiers, self._clock.time())
                 if client.takes(len(packet)):
-                    client.way(message.topic).push(packet, 1)
+                    client.way(message.topic).push(packet, 1, len(message.payload))
             return
         number = 0 if self.kept is None else self.kept.add(message, qos, retain, identifiers)
         outgoing = Outgoing(message, qos, retain, identifiers, number)
@@ -194,6 +194,7 @@ class Session:
         if packet_id is not None:
             if kept is not None:
                 kept.sending(outgoing, packet_id)
+            self._stats.payload_bytes_out += len(message.payload)
             outbox.send(form.encode(packet_id), kept=kept is not None)
         return True  # without an identifier, it comes back among the sendable ones
 
@@ -206,6 +207,7 @@ class Session:
             kept.sending(delivery.token, packet_id)
         form = message.form(client.version, qos, retain, identifiers, self._clock.time())
         if client.takes(form.size):
+            self._stats.payload_bytes_out += len(message.payload)
             client.way(message.topic).send(form.encode(packet_id, delivery.dup), kept=kept is not None)
             return
         # The client came back with a smaller Maximum Packet Size: go on as if it had got this one [MQTT-3.1.2-25].

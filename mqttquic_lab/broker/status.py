@@ -92,10 +92,22 @@ class BrokerStats:
     """Network connections ever accepted."""
     connects_total: int = 0
     """CONNECTs answered with success."""
+    disconnects_total: int = 0
+    """Those of them that have ended, for whatever reason."""
+    clients_maximum: int = 0
+    """MQTT connections at a time, at most."""
+    packets_in: int = 0
+    """Control packets received."""
+    packets_out: int = 0
+    """Control packets sent."""
     messages_in: int = 0
     """Application messages published by clients."""
     messages_out: int = 0
     """Application messages sent to clients, each copy counted."""
+    payload_bytes_in: int = 0
+    """Payload bytes of the application messages published."""
+    payload_bytes_out: int = 0
+    """Payload bytes of those sent, each copy counted."""
     bytes_in: int = 0
     bytes_out: int = 0
     wills_published: int = 0
@@ -183,6 +195,11 @@ class BrokerStats:
     """Of those, the ones that count as lost (RFC 9002 section 6.1)."""
     datagrams_refused: int = 0
     """DATAGRAM frames from clients with anything but one PUBLISH at QoS 0, or too many before CONNECT."""
+
+    @property
+    def dropped(self) -> int:
+        """Messages that somebody should have got and did not, for want of room or time."""
+        return self.dropped_qos0 + self.dropped_queue + self.dropped_size + self.dropped_session
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counters as plain data."""

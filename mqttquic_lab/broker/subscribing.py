@@ -93,7 +93,7 @@ class RetainedDelivery:
 
     def add(self, topic_filter: str, qos: int, identifier: int | None) -> None:
         """Bring what matches a filter; :meth:`pump` does it. The same filter twice is brought once."""
-        if len(self._server.retained):
+        if len(self._server.retained_for(topic_filter)):
             self._filters[topic_filter] = (qos, identifier)
 
     def pump(self) -> None:
@@ -104,7 +104,6 @@ class RetainedDelivery:
         session = client.session
         if client.is_ended or session is None:
             return
-        retained = self._server.retained
         now = self._server.clock.time()
         batch = 0
         while not client.outbox.is_full and not session.queue:
@@ -114,6 +113,7 @@ class RetainedDelivery:
                 self._filter = next(iter(self._filters))
                 self._qos, identifier = self._filters.pop(self._filter)
                 self._identifiers = () if identifier is None else (identifier,)
+                retained = self._server.retained_for(self._filter)
                 self._topics.extend(retained.topics(self._filter))
                 if len(retained) > QUICK:
                     # One search per loop tick: a burst of SUBSCRIBEs must not stop everybody else.
@@ -122,7 +122,7 @@ class RetainedDelivery:
                     return
                 continue
             topic = self._topics.popleft()
-            message = retained.get(topic, now)
+            message = self._server.retained_for(topic).get(topic, now)
             if message is None or self._filter not in session.subscriptions:
                 continue
             if not may_receive(session, topic):

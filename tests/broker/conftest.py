@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.mqtt import Version
     from mqttquic_lab.net.stream import TransportName
 
-OFFLINE: dict[str, Any] = {"quic": False, "tls": False, "tcp": False}
+OFFLINE: dict[str, Any] = {"quic": False, "tls": False, "tcp": False, "sys_interval": None}
 
 
 class Bench:
