@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.handles import (
         Broker,
         Feed,
+        Gateway,
         Handshake,
         Session,
         Stream,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         from_env,
         probe,
         start_broker,
+        start_gateway,
     )
     from mqttquic_lab.mqtt import ReasonCode, Will
     from mqttquic_lab.quic.congestion import CongestionControl, register_congestion_control
@@ -81,6 +83,7 @@ __all__ = [
     "DisconnectedError",
     "Feed",
     "FlowInfo",
+    "Gateway",
     "Handshake",
     "HandshakeError",
     "LabError",
@@ -114,6 +117,7 @@ __all__ = [
     "register_congestion_control",
     "replay",
     "start_broker",
+    "start_gateway",
 ]
 
 _HOMES = {

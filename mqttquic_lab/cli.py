@@ -27,7 +27,7 @@ from mqttquic_lab.errors import LabError, OperationTimeoutError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mqttquic_lab.handles import Broker, Feed, Session
+    from mqttquic_lab.handles import Broker, Feed, Gateway, Session
 
 QUICKSTART = "01_quickstart.ipynb"
 
@@ -71,6 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     broker.add_argument("--tcp-port", type=int, help="TCP port without TLS (default: 1883 if free)")
     broker.add_argument("--ca-out", type=Path, help="also write the throw-away CA certificate to this file")
     broker.set_defaults(command=_broker)
+
+    gateway = commands.add_parser("gateway", help="put a QUIC listener in front of a broker until Ctrl-C")
+    gateway.add_argument(
+        "--upstream", required=True, metavar="URL", help="the broker: mqtt://HOST[:1883] or mqtts://HOST[:8883]"
+    )
+    gateway.add_argument("--ca-file", help="for mqtts://: trust the certificates in this PEM file, not the system's")
+    gateway.add_argument("--insecure", action="store_true", help="for mqtts://: do not verify its certificate")
+    gateway.add_argument("--server-name", help="for mqtts://: the name to look for in its certificate")
+    gateway.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    gateway.add_argument("--quic-port", type=int, help="UDP port (default: 14567 if free)")
+    gateway.add_argument("--tls", action="store_true", help="listen on TLS over TCP as well")
+    gateway.add_argument("--tls-port", type=int, help="its TCP port (default: 8883 if free)")
+    gateway.add_argument("--ca-out", type=Path, help="also write the throw-away CA certificate to this file")
+    gateway.set_defaults(command=_gateway)
 
     probe = commands.add_parser("probe", help="say what a server's handshake really looks like")
     probe.add_argument("target", metavar="HOST[:PORT]", help="host, host:port or URL (default: quic, 14567)")
@@ -283,24 +297,53 @@ def _broker(arguments: argparse.Namespace) -> int:
         tls_port=arguments.tls_port,
         tcp_port=arguments.tcp_port,
     ) as broker:
-        for url in broker.urls.values():
-            print(url)
-        ca_file = broker.ca_file
-        if arguments.ca_out is not None:
-            ca_file = Path(shutil.copy(broker.ca_file, arguments.ca_out))
-        print(f"CA certificate: {ca_file}")
-        print("Ctrl-C ends it.", flush=True)
-        _wait_for_signal()
+        _serve(broker, arguments.ca_out)
     return 0
 
 
-def _wait_for_signal() -> None:
-    """Return at SIGINT or SIGTERM."""
+def _gateway(arguments: argparse.Namespace) -> int:
+    with mq.start_gateway(
+        arguments.upstream,
+        ca_file=arguments.ca_file,
+        verify=not arguments.insecure,
+        server_name=arguments.server_name,
+        host=arguments.host,
+        quic_port=arguments.quic_port,
+        tls=arguments.tls or arguments.tls_port is not None,
+        tls_port=arguments.tls_port,
+    ) as gateway:
+        told = 0.0
+
+        def tell_errors() -> None:
+            nonlocal told
+            for error in gateway.errors:
+                if error.time > told:
+                    told = error.time
+                    print(f"mqttquic-lab: {error.where}: {error.message}", file=sys.stderr, flush=True)
+
+        _serve(gateway, arguments.ca_out, tell_errors)
+    return 0
+
+
+def _serve(server: Broker | Gateway, ca_out: Path | None, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Say where a server listens, and run `meanwhile` now and then until a signal comes."""
+    for url in server.urls.values():
+        print(url)
+    ca_file = server.ca_file
+    if ca_out is not None:
+        ca_file = Path(shutil.copy(server.ca_file, ca_out))
+    print(f"CA certificate: {ca_file}")
+    print("Ctrl-C ends it.", flush=True)
+    _wait_for_signal(meanwhile)
+
+
+def _wait_for_signal(meanwhile: Callable[[], None]) -> None:
+    """Return at SIGINT or SIGTERM; runs `meanwhile` twice a second."""
     stop = threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         while not stop.wait(0.5):  # a bounded wait: on Windows an endless one cannot be interrupted
-            pass
+            meanwhile()
     except KeyboardInterrupt:
         pass
     finally:

@@ -114,8 +114,6 @@ class GatewayConfig:
         url, ca_file = _upstream(self.upstream)
         self.address = parse_url(url)
         if self.address.username is not None or self.address.password is not None:
-            # Not repeated, and not kept in `upstream` either, which repr() shows.
-            self.upstream = self.address.url
             raise UsageError(
                 "upstream= has a user name or password, which MQTT sends in CONNECT: leave it out here, and give "
                 "username= and password= to connect()"

@@ -8,10 +8,24 @@ from __future__ import annotations
 
 import mqttquic_lab.handles.aio as aio
 from mqttquic_lab.handles.broker import Broker
-from mqttquic_lab.handles.entry import connect, from_env, probe, start_broker
+from mqttquic_lab.handles.entry import connect, from_env, probe, start_broker, start_gateway
 from mqttquic_lab.handles.feed import Feed
+from mqttquic_lab.handles.gateway import Gateway
 from mqttquic_lab.handles.handshake import Handshake
 from mqttquic_lab.handles.session import Session
 from mqttquic_lab.handles.stream import Stream
 
-__all__ = ["Broker", "Feed", "Handshake", "Session", "Stream", "aio", "connect", "from_env", "probe", "start_broker"]
+__all__ = [
+    "Broker",
+    "Feed",
+    "Gateway",
+    "Handshake",
+    "Session",
+    "Stream",
+    "aio",
+    "connect",
+    "from_env",
+    "probe",
+    "start_broker",
+    "start_gateway",
+]

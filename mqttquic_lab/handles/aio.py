@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mqttquic_lab.broker.config import BrokerConfig
 from mqttquic_lab.errors import OperationTimeoutError
+from mqttquic_lab.gateway.config import GatewayConfig
 from mqttquic_lab.handles.broker import Broker
+from mqttquic_lab.handles.gateway import Gateway
 from mqttquic_lab.handles.handshake import Handshake
 from mqttquic_lab.handles.opening import (
     Catch,
     broker_runtime,
     environment,
     make_broker,
+    make_gateway,
     plan_broker,
+    plan_gateway,
     plan_session,
     shows_options,
 )
@@ -34,9 +38,10 @@ from mqttquic_lab.session.probe import look_at
 
 if TYPE_CHECKING:
     from mqttquic_lab.broker import BrokerProcess, BrokerServer
+    from mqttquic_lab.gateway import GatewayServer
     from mqttquic_lab.runtime import Runtime
 
-__all__ = ["connect", "from_env", "probe", "start_broker"]
+__all__ = ["connect", "from_env", "probe", "start_broker", "start_gateway"]
 
 
 @shows_options(SessionOptions)
@@ -107,3 +112,28 @@ async def start_broker(
         catch.drop()
         raise
     return Broker(core, home)
+
+
+@shows_options(GatewayConfig)
+async def start_gateway(upstream: Any, *, timeout: float | str | None = 30.0, **options: Any) -> Gateway:
+    """See :func:`mqttquic_lab.start_gateway`."""
+    config = plan_gateway(upstream, options, {"timeout"})
+    home = broker_runtime()
+    catch: Catch[GatewayServer] = Catch(home)
+    seconds = check_timeout(timeout)
+
+    async def start_gateway() -> GatewayServer:
+        core = make_gateway(config)
+        await core.start()
+        return catch.made(core)
+
+    try:
+        async with asyncio.timeout(seconds):
+            core = await home.hop(start_gateway())
+    except TimeoutError:
+        catch.drop()
+        raise OperationTimeoutError(f"the gateway did not listen within {seconds:g} s") from None
+    except BaseException:
+        catch.drop()
+        raise
+    return Gateway(core, home)

@@ -2,81 +2,26 @@
 
 from __future__ import annotations
 
-import weakref
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, ClassVar
 
-from mqttquic_lab.errors import BlockingCallError, UsageError
-from mqttquic_lab.handles.calling import Caller
-from mqttquic_lab.net.address import parse_url
+from mqttquic_lab.errors import UsageError
+from mqttquic_lab.handles.serving import Serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-    from types import TracebackType
-
     import pandas as pd
 
     from mqttquic_lab.broker import BrokerProcess, BrokerServer, BrokerStats, ClientInfo
-    from mqttquic_lab.runtime import Runtime
 
 
-class Broker:
+class Broker(Serving):
     """A broker of one's own. Made by :func:`mqttquic_lab.start_broker`.
 
     Pass it to :func:`mqttquic_lab.connect` as it is: its certificate authority is then trusted, for that session
     only. A context manager; a broker that nobody keeps, and no session is connected to by its handle, closes itself.
     """
 
-    def __init__(self, core: BrokerServer | BrokerProcess, runtime: Runtime) -> None:
-        self._core = core
-        self._runtime = runtime
-        self._caller = Caller(runtime)
-        self._closed = False
-        self._withdraw = runtime.on_exit(core.close)
-        self._finalizer = weakref.finalize(self, _forgotten, core, self._caller, self._withdraw)
-        self._finalizer.atexit = False
-
-    # Where and who
-
-    @property
-    def urls(self) -> dict[str, str]:
-        """Scheme -> URL of every listener: ``"quic"``, ``"mqtts"``, ``"mqtt"``."""
-        return self._core.urls
-
-    @property
-    def url(self) -> str:
-        """The QUIC URL, or the next best one."""
-        return self._core.url
-
-    @property
-    def ca_file(self) -> Path:
-        """PEM file with the certificate authority to trust for this broker, for other programs; gone after close."""
-        return self._core.ca_file
-
-    def address(self, scheme: str = "quic") -> tuple[str, int]:
-        """Return host and port of a listener, for programs that want them apart.
-
-        Parameters
-        ----------
-        scheme : {"quic", "mqtts", "mqtt"}
-            Which one.
-
-        Raises
-        ------
-        UsageError
-            The broker has no such listener.
-        """
-        url = self.urls.get(scheme)
-        if url is None:
-            raise UsageError(f"this broker has no {scheme!r} listener; it has {', '.join(self.urls)}")
-        address = parse_url(url)
-        return address.host, address.port
-
-    @property
-    def state(self) -> str:
-        """``"listening"`` or ``"closed"``."""
-        return "closed" if self._closed else "listening"
+    _kind: ClassVar[str] = "broker"
+    _core: BrokerServer | BrokerProcess
 
     def clients(self) -> list[ClientInfo]:
         """Return who is connected, over what, in the order in which they connected."""
@@ -99,40 +44,6 @@ class Broker:
     def aio(self) -> BrokerAio:
         """The same verbs, awaitable from any event loop."""
         return BrokerAio(self)
-
-    # Ending
-
-    def close(self, *, timeout: float | str | None = 10.0) -> None:
-        """Disconnect every client and stop listening; again is no error."""
-        if self._closed:
-            return
-        try:
-            self._caller.call(timeout, self._core.close)
-        except BlockingCallError:
-            if self._runtime.is_alive:
-                raise
-        self._is_closed()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aio.close()
-
-    def _is_closed(self) -> None:
-        self._closed = True
-        self._finalizer.detach()
-        self._withdraw()
 
     # Showing
 
@@ -174,18 +85,4 @@ class BrokerAio:
 
     async def close(self, *, timeout: float | str | None = 10.0) -> None:
         """See :meth:`Broker.close`."""
-        import asyncio
-
-        from mqttquic_lab.session.options import check_timeout
-
-        if not self._broker._closed:  # noqa: SLF001
-            async with asyncio.timeout(check_timeout(timeout)):
-                await self._caller.hop(self._broker._core.close)  # noqa: SLF001
-            self._broker._is_closed()  # noqa: SLF001
-
-
-def _forgotten(core: Any, caller: Caller, withdraw: Callable[[], None]) -> None:
-    """Close a broker whose handle is gone, without waiting."""
-    withdraw()
-    with suppress(BlockingCallError):
-        caller.spawn(core.close)
+        await self._broker._close_awaited(timeout)  # noqa: SLF001

@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from mqttquic_lab.broker.config import BrokerConfig
+from mqttquic_lab.gateway.config import GatewayConfig
 from mqttquic_lab.handles.broker import Broker
 from mqttquic_lab.handles.calling import Caller
+from mqttquic_lab.handles.gateway import Gateway
 from mqttquic_lab.handles.handshake import Handshake
 from mqttquic_lab.handles.opening import (
     Catch,
     broker_runtime,
     environment,
     make_broker,
+    make_gateway,
     plan_broker,
+    plan_gateway,
     plan_session,
     shows_options,
 )
@@ -25,6 +29,7 @@ from mqttquic_lab.session.probe import look_at
 
 if TYPE_CHECKING:
     from mqttquic_lab.broker import BrokerProcess, BrokerServer
+    from mqttquic_lab.gateway import GatewayServer
     from mqttquic_lab.records.handshake import HandshakeReport
     from mqttquic_lab.runtime import Runtime
 
@@ -158,8 +163,8 @@ def start_broker(
         Seconds until it must listen.
     **options
         host, quic, tls, tcp, quic_port, tls_port, tcp_port, server_names, profile, deliveries, users, authenticate; for
-        QUIC tuning, retry, early_data, early_data_window, quic_version, cipher_suites, groups, congestion, idle_timeout;
-        and bounds. See :class:`mqttquic_lab.broker.BrokerConfig`.
+        QUIC tuning, retry, early_data, early_data_window, quic_version, cipher_suites, groups, congestion,
+        idle_timeout; and bounds. See :class:`mqttquic_lab.broker.BrokerConfig`.
 
     Raises
     ------
@@ -184,3 +189,49 @@ def start_broker(
         catch.drop()
         raise
     return Broker(core, home)
+
+
+@shows_options(GatewayConfig)
+def start_gateway(upstream: Any, *, timeout: float | str | None = 30.0, **options: Any) -> Gateway:
+    """Put a QUIC listener in front of a broker that has none, such as a plain mosquitto.
+
+    Each bidirectional stream of a client is a TCP or TLS connection of its own to that broker, and what is written on
+    one comes out of the other byte for byte; so do their ends and aborts. A client of one stream sees the broker as it
+    is. One that opens further streams may CONNECT on each; data streams without a CONNECT of their own are refused
+    (application code 0xB5), because a broker behind TCP cannot know to whom they belong.
+
+    Parameters
+    ----------
+    upstream : str or Broker
+        The broker: ``mqtt://host[:1883]`` (TCP), ``mqtts://host[:8883]`` (TLS), or what :func:`start_broker` returned.
+        User name and password go to :func:`connect`, as with any broker. It may start later than the gateway.
+    timeout : float, str or None
+        Seconds until the gateway must listen.
+    **options
+        ca_file, verify, server_name, minimum_tls for an ``mqtts://`` broker; host, quic, tls, quic_port, tls_port,
+        server_names, tuning, retry, idle_timeout for the listeners; and bounds. See
+        :class:`mqttquic_lab.gateway.GatewayConfig`.
+
+    Raises
+    ------
+    UsageError, UnknownOptionError
+        Something cannot be used.
+    PortInUseError
+        A port that was asked for is taken.
+    """
+    config = plan_gateway(upstream, options, {"timeout"})
+    seconds = check_timeout(timeout)
+    home = broker_runtime()
+    catch: Catch[GatewayServer] = Catch(home)
+
+    async def start_gateway() -> GatewayServer:
+        core = make_gateway(config)
+        await core.start()
+        return catch.made(core)
+
+    try:
+        core = Caller(home).call(seconds, start_gateway)
+    except BaseException:
+        catch.drop()
+        raise
+    return Gateway(core, home)

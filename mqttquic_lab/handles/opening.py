@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from mqttquic_lab.broker.config import BrokerConfig
 from mqttquic_lab.errors import UnknownOptionError, UsageError
+from mqttquic_lab.gateway.config import GatewayConfig
 from mqttquic_lab.runtime import Runtime, ThreadRuntime, get_runtime
 from mqttquic_lab.session import SessionOptions
 from mqttquic_lab.session.target import Target, resolve_target
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from mqttquic_lab.broker import BrokerProcess, BrokerServer
+    from mqttquic_lab.gateway import GatewayServer
 
 BROKER_THREAD = "mqttquic-lab broker loop"
 """Thread of the embedded brokers: not that of the sessions, so that the two ends do not wait for one another."""
@@ -93,8 +95,24 @@ def make_broker(config: BrokerConfig, process: bool) -> BrokerServer | BrokerPro
     return BrokerProcess(config) if process else BrokerServer(config)
 
 
+def plan_gateway(upstream: Any, options: Mapping[str, Any], extra: set[str]) -> GatewayConfig:
+    """Check the settings of a gateway; `extra` are names of further keywords, for a misspelt one."""
+    known = {f.name for f in fields(GatewayConfig) if f.init}
+    for name in options:
+        if name not in known:
+            raise UnknownOptionError("start_gateway", name, known | extra)
+    return GatewayConfig(upstream, **options)
+
+
+def make_gateway(config: GatewayConfig) -> GatewayServer:
+    """Return a gateway that is not started yet."""
+    from mqttquic_lab.gateway import GatewayServer
+
+    return GatewayServer(config)
+
+
 def broker_runtime() -> Runtime:
-    """Return where brokers live: on a thread of their own."""
+    """Return where brokers and gateways live: on a thread of their own."""
     with _lock:
         return ThreadRuntime.running(BROKER_THREAD) or ThreadRuntime(BROKER_THREAD)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mqttquic_lab.net.address import host_port
 from mqttquic_lab.views import facts
 from mqttquic_lab.views import html as h
 from mqttquic_lab.views import quantities as q
@@ -134,6 +135,56 @@ def broker_html(
     body = f'<div class="mql-pad">{h.definition_list(rows)}</div>' if rows else ""
     status = [q.plural(len(clients), "client"), *_counted(counters), *_more(len(clients), "client")]
     return _card(_head("MQTT broker", state, []) + body + table, status, "Embedded broker")
+
+
+def gateway_html(
+    urls: Mapping[str, str],
+    upstream: str,
+    *,
+    state: str = "running",
+    clients: Sequence[Any] = (),
+    errors: Sequence[tuple[float, str, str]] = (),
+    ca_file: str = "",
+) -> str:
+    """Return a gateway in a few lines.
+
+    Parameters
+    ----------
+    urls : mapping of str to str
+        Scheme -> URL.
+    upstream : str
+        URL of the broker behind it.
+    state : str
+        ``"running"`` or ``"closed"``.
+    clients : sequence
+        Who is connected: anything with ``address``, ``transport`` and ``streams``; each of these with ``stream_id``,
+        ``state``, ``bytes_to_broker`` and ``bytes_from_broker``.
+    errors : sequence of (seconds since the epoch, where, what)
+        The newest is shown.
+    ca_file : str
+        Path of its certificate authority, for other programs.
+    """
+    rows = [(scheme, h.clip(url, 100, css="mql-code")) for scheme, url in urls.items()]
+    rows.append(("broker", h.clip(upstream, 100, css="mql-code")))
+    if ca_file:
+        rows.append(("CA file", h.clip(ca_file, 200, css="mql-code")))
+    cells = [
+        (
+            h.clip(host_port(*one.address), 60),
+            h.escape(one.transport),
+            h.escape("" if stream.stream_id is None else str(stream.stream_id)),
+            h.escape(stream.state),
+            q.count(stream.bytes_to_broker),
+            q.count(stream.bytes_from_broker),
+        )
+        for one in clients
+        for stream in one.streams
+    ][:_SHOWN]
+    heads = ("client", "over", "stream", "state", "bytes to broker", "bytes from broker")
+    table = h.table(heads, cells, "mql-plain") if cells else ""
+    body = f'<div class="mql-pad">{h.definition_list(rows)}</div>'
+    status = [q.plural(len(clients), "client"), *_errors(errors), *_more(len(clients), "client")]
+    return _card(_head("MQTT gateway", state, []) + body + table, status, "Gateway")
 
 
 _STATES: dict[str, tuple[str, h.Kind]] = {

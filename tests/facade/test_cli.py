@@ -189,3 +189,32 @@ def test_output_cut_off_by_its_reader_is_no_error(broker: mq.Broker) -> None:
     process.stderr.close()
     process.wait(30)
     assert errors == b""
+
+
+def test_gateway_carries_pub_and_sub_to_a_broker(broker: mq.Broker, tmp_path: Path) -> None:
+    ca_out = tmp_path / "ca.pem"
+    arguments = ["gateway", "--upstream", broker.urls["mqtts"], "--ca-file", str(broker.ca_file), "--quic-port", "0"]
+    gateway = subprocess.Popen(
+        [*COMMAND, *arguments, "--ca-out", str(ca_out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert gateway.stdout is not None
+        url = gateway.stdout.readline().strip()
+        assert url.startswith("quic://127.0.0.1:")
+        while "Ctrl-C" not in gateway.stdout.readline():
+            pass
+        sent = run("pub", url, "cli/gateway", "through", "--qos", "2", "--retain", "--ca-file", str(ca_out))
+        assert sent.returncode == 0, sent.stderr
+        got = run("sub", url, "cli/gateway", "--count", "1", "--wait", "20", "--ca-file", str(ca_out))
+        assert (got.returncode, got.stdout) == (0, "cli/gateway through\n"), got.stderr
+    finally:
+        gateway.send_signal(signal.SIGTERM)
+        _, errors = gateway.communicate(timeout=20)
+    assert (gateway.returncode, errors) == (0, "")
+
+
+def test_gateway_refuses_credentials_in_the_url_without_repeating_them() -> None:
+    done = run("gateway", "--upstream", "mqtt://ann:geheim@localhost")
+    assert done.returncode == 1
+    assert "CONNECT" in done.stderr
+    assert "geheim" not in done.stderr

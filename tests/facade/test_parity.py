@@ -11,6 +11,7 @@ import mqttquic_lab as mq
 from mqttquic_lab.handles import entry
 from mqttquic_lab.handles.broker import Broker, BrokerAio
 from mqttquic_lab.handles.feed import Feed, FeedAio
+from mqttquic_lab.handles.gateway import Gateway, GatewayAio
 from mqttquic_lab.handles.session import Session, SessionAio
 from mqttquic_lab.handles.stream import Stream, StreamAio
 from mqttquic_lab.session import AsyncFeed, AsyncSession, AsyncStream
@@ -90,24 +91,36 @@ def test_what_a_session_tells_its_handle_tells() -> None:
 
 
 def test_every_blocking_verb_has_a_timeout() -> None:
-    for handle in (Session, Feed, Stream, Broker):
-        twin = {Session: SessionAio, Feed: FeedAio, Stream: StreamAio, Broker: BrokerAio}[handle]
+    twins = {Session: SessionAio, Feed: FeedAio, Stream: StreamAio, Broker: BrokerAio, Gateway: GatewayAio}
+    for handle, twin in twins.items():
         for name in verbs(twin):
-            if name != "clients":  # a look at the broker, bounded by itself
+            if name != "clients":  # a look at the server, bounded by itself
                 assert "timeout" in inspect.signature(getattr(handle, name)).parameters, name
 
 
-@pytest.mark.parametrize("name", ["connect", "from_env", "probe", "start_broker"])
+@pytest.mark.parametrize("name", ["connect", "from_env", "probe", "start_broker", "start_gateway"])
 def test_the_packages_verbs(name: str) -> None:
     blocking, awaitable = getattr(entry, name), getattr(mq.aio, name)
     assert shape(blocking) == shape(awaitable)
     assert is_awaited(awaitable)
     assert not is_awaited(blocking)
     assert getattr(mq, name) is blocking
-    assert set(mq.aio.__all__) == {"connect", "from_env", "probe", "start_broker"}
+    assert set(mq.aio.__all__) == {"connect", "from_env", "probe", "start_broker", "start_gateway"}
 
 
 def test_every_public_member_says_what_it_is() -> None:
-    for handle in (Session, SessionAio, Feed, FeedAio, Stream, StreamAio, Broker, BrokerAio, mq.Handshake):
+    for handle in (
+        Session,
+        SessionAio,
+        Feed,
+        FeedAio,
+        Stream,
+        StreamAio,
+        Broker,
+        BrokerAio,
+        Gateway,
+        GatewayAio,
+        mq.Handshake,
+    ):
         for name, member in members(handle).items():
             assert inspect.getdoc(member), f"{handle.__name__}.{name}"
