@@ -316,18 +316,27 @@ class QuicConnection(Movable):
 
     def pump(self) -> None:
         """Deliver what was received, then send what is due."""
+        quiet = self._chronicle.is_confirmed  # a handshake does not wait
+        if self._deliver():
+            if quiet and not self._table.has_data and not self.engine.schedule.has_data:
+                self._gatherer.received()
+            else:
+                self.transmit()
+
+    def _deliver(self) -> bool:
+        """Deliver what was received; returns whether the connection lives on."""
         if self.closed.done():
-            return
+            return False
         self._deliver_events()
         if self.closed.done():
-            return
+            return False
         if private.close_event(self.engine) is not None:
             self._terminated()
-            return
+            return False
         self.paths.check()
         self._moved.set()
         self._moved.clear()
-        self.transmit()
+        return True
 
     def transmit(self) -> None:
         """Give the engine what was written and the socket what the engine makes of it."""
@@ -412,6 +421,8 @@ class QuicConnection(Movable):
         elif isinstance(event, events.ConnectionIdRetired):
             if self._on_connection_id is not None:
                 self._on_connection_id(self, event.connection_id, False)
+        elif isinstance(event, events.DatagramFrameReceived):
+            self._datagram_received(event.data)
         elif isinstance(event, events.StreamReset):
             self._table.was_reset(event.stream_id, event.error_code)
         elif isinstance(event, events.StopSendingReceived):
@@ -420,8 +431,6 @@ class QuicConnection(Movable):
             self._pings.acknowledged(event.uid)
         elif isinstance(event, events.HandshakeCompleted):
             self._handshake_is_complete(event)
-        elif isinstance(event, events.DatagramFrameReceived):
-            self._datagram_received(event.data)
 
     # --- handshake
 
@@ -465,7 +474,8 @@ class QuicConnection(Movable):
         except Exception as error:  # noqa: BLE001 - see receive()
             self._crashed(error, "the QUIC engine could not handle its timer")
             return
-        self.pump()
+        if self._deliver():
+            self.transmit()
 
     def _start_keep_alive(self) -> None:
         interval = private.idle_timeout(self.engine) / 3

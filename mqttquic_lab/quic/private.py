@@ -48,6 +48,7 @@ from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from mqttquic_lab.quic.private_datagrams import DatagramFrames
 from mqttquic_lab.quic.private_keys import early_data_decided
 from mqttquic_lab.quic.private_paths import PathAnnouncement, announce
+from mqttquic_lab.quic.private_recovery import Pacer
 from mqttquic_lab.quic.private_streams import Schedule, Streams
 from mqttquic_lab.quic.rtt import RttEstimator
 from mqttquic_lab.quic.ticket_offer import TicketOffer, ticket_offer
@@ -188,6 +189,9 @@ class Engine(DatagramFrames):
         super().__init__(configuration=configuration, **options)
         self._streams: Streams = Streams()
         self.schedule = Schedule(self._streams)
+        self.pacer = self._loss._pacer = Pacer(
+            max_datagram_size=self._loss._pacer._max_datagram_size, more=self._more_to_send
+        )
         self._measure_rtt()
 
     def _measure_rtt(self) -> None:
@@ -322,6 +326,37 @@ class Engine(DatagramFrames):
         if self._remote_max_idle_timeout == 0:
             self._remote_max_idle_timeout = None
         return super()._idle_timeout()
+
+    # --- when packets go
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        """Return what is to be sent."""
+        self.pacer.begin()
+        if self._handshake_confirmed and self.schedule.has_data:
+            self._acknowledge_along(now)
+        datagrams = super().datagrams_to_send(now)
+        if self.pacer.is_done:
+            self._pacing_at = None
+        return datagrams
+
+    def _acknowledge_along(self, now: float) -> None:
+        """Let an acknowledgement go with data that is sent anyway, when it would soon go alone (RFC 9000 13.2.1)."""
+        space, loss = self._spaces[tls.Epoch.ONE_RTT], self._loss
+        due = space.ack_at
+        if due is not None and now < due <= now + self._ack_delay / 2:
+            room = loss.congestion_window - loss.bytes_in_flight >= self._max_datagram_size
+            if room and loss._pacer.next_send_time(now) is None:
+                space.ack_at = now
+
+    def _more_to_send(self) -> bool:
+        """Whether a packet that was built may have left something: all but this fits into the first one."""
+        return (
+            self.schedule.has_data
+            or self.schedule.freed
+            or bool(self._datagrams_pending)
+            or not self._handshake_confirmed
+            or not self._crypto_streams[tls.Epoch.ONE_RTT].sender.buffer_is_empty
+        )
 
     # --- the order of streams
 

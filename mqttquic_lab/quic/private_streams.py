@@ -68,6 +68,11 @@ class Schedule:
     ----------
     streams : Streams
         The engine's.
+
+    Attributes
+    ----------
+    freed : bool
+        Whether streams were forgotten in the last packet, so that the peer may open others.
     """
 
     def __init__(self, streams: Streams) -> None:
@@ -79,6 +84,7 @@ class Schedule:
         self._serving = False
         self._full = False
         self._written = False
+        self.freed = False
 
     # --- what streams tell
 
@@ -87,7 +93,7 @@ class Schedule:
         stream.sender = Sender(self, stream.stream_id, writable=not stream.sender.is_finished)
         stream.receiver = Receiver(self, stream.stream_id, readable=not stream.receiver.is_finished)
 
-    def has_data(self, stream_id: int) -> None:
+    def written(self, stream_id: int) -> None:
         """Note that a stream has data or FIN to send."""
         stream = self._streams.get(stream_id)
         if stream is not None:
@@ -103,6 +109,11 @@ class Schedule:
         """Note that a stream's flow-control limit may rise."""
         if stream_id in self._streams:
             self._streams.limits_due[stream_id] = None
+
+    @property
+    def has_data(self) -> bool:
+        """Whether a stream has data or FIN to send."""
+        return any(self._ready)
 
     # --- urgency
 
@@ -127,7 +138,7 @@ class Schedule:
         if self._serving:
             return iter(())
         self._serving = True
-        self._full = self._written = False
+        self._full = self._written = self.freed = False
         return self._serve()
 
     def extend(self, _served: object) -> None:
@@ -140,15 +151,16 @@ class Schedule:
         self._full = builder.remaining_flight_space < FULL
 
     def _serve(self) -> Iterator[QuicStream]:
-        for stream_id, stream in tuple(self._unsettled.items()):
-            yield stream
-            if stream_id not in self._streams:
-                self._forget(stream_id)
-            elif not (stream.is_finished or stream.sender.reset_pending or stream.receiver.stop_pending):
-                del self._unsettled[stream_id]
-        served = set()
-        for urgency in self._order():
-            served.add(urgency)
+        if self._unsettled:
+            for stream_id, stream in tuple(self._unsettled.items()):
+                yield stream
+                if stream_id not in self._streams:
+                    self._forget(stream_id)
+                    self.freed = True
+                elif not (stream.is_finished or stream.sender.reset_pending or stream.receiver.stop_pending):
+                    del self._unsettled[stream_id]
+        order = self._order()
+        for place, urgency in enumerate(order):
             ready = self._ready[urgency]
             for _ in range(len(ready)):
                 stream_id, stream = next(iter(ready.items()))
@@ -156,12 +168,12 @@ class Schedule:
                 self._served(ready, stream_id, stream.sender)
                 if self._full:
                     break
+            self._passed_over[urgency] = 0
             if self._full:
+                if self._written:
+                    for later in order[place + 1 :]:
+                        self._passed_over[later] += 1
                 break
-        if self._written:
-            for urgency, ready in enumerate(self._ready):
-                passed_over = urgency not in served and ready
-                self._passed_over[urgency] = self._passed_over[urgency] + 1 if passed_over else 0
 
     def _order(self) -> list[int]:
         order = [urgency for urgency, ready in enumerate(self._ready) if ready]
@@ -201,7 +213,7 @@ class Sender(QuicStreamSender):
         """Take data to send."""
         super().write(data, end_stream)
         if not self.buffer_is_empty:
-            self._schedule.has_data(self._id)
+            self._schedule.written(self._id)
 
     def reset(self, error_code: int) -> None:
         """Give up sending."""
@@ -213,7 +225,7 @@ class Sender(QuicStreamSender):
         super().on_data_delivery(delivery, start, stop, fin)
         if delivery is not QuicDeliveryState.ACKED:
             if not self.buffer_is_empty:
-                self._schedule.has_data(self._id)
+                self._schedule.written(self._id)
         elif self.is_finished:
             self._schedule.unsettled(self._id)
 

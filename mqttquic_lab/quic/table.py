@@ -102,6 +102,11 @@ class StreamTable:
         """Note that a stream has something to send."""
         self._dirty[stream] = None
 
+    @property
+    def has_data(self) -> bool:
+        """Whether a stream has something to give to the engine."""
+        return bool(self._dirty)
+
     def flush(self) -> None:
         """Give the engine what was written."""
         if not self._dirty:

@@ -33,12 +33,13 @@ class WriteGatherer:
         Sends everything; it calls :meth:`sent`.
     """
 
-    __slots__ = ("_bytes", "_due", "_fresh", "_last_sent", "_loop", "_ticks", "_transmit")
+    __slots__ = ("_at_once", "_bytes", "_due", "_fresh", "_last_sent", "_loop", "_ticks", "_transmit")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transmit: Callable[[], None]) -> None:
         self._loop = loop
         self._transmit = transmit
         self._due = False
+        self._at_once = False
         self._fresh = False
         self._ticks = 0
         self._bytes = 0
@@ -53,9 +54,20 @@ class WriteGatherer:
             self._ticks = 0
             self._loop.call_soon(self._tick)
 
+    def received(self) -> None:
+        """Note that something has arrived to which nothing was to be sent yet.
+
+        Whoever was woken by it runs in the next tick, and what they write leaves at the end of that: an answer is not
+        held up for others to follow.
+        """
+        self._at_once = True
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._tick)
+
     def transmitting(self) -> None:
         """Note that everything written so far is being sent."""
-        self._due = False
+        self._due = self._at_once = False
         self._bytes = 0
 
     def sent(self, now: float) -> None:
@@ -67,6 +79,7 @@ class WriteGatherer:
             return
         if (
             self._fresh
+            and not self._at_once
             and self._bytes < GATHER_BYTES
             and self._ticks < GATHER_TICKS
             and self._loop.time() - self._last_sent < BUSY_WITHIN

@@ -122,6 +122,21 @@ def test_gathering_ends_when_time_passes() -> None:
     assert sender.sent == 1
 
 
+def test_what_an_arrival_gives_rise_to_leaves_in_the_next_tick() -> None:
+    sender = Sender()
+    sender.gatherer.sent(sender.loop.now)
+    sender.gatherer.received()
+    sender.gatherer.written(10)  # by whoever was woken
+    assert len(sender.loop.soon) == 1
+    sender.loop.tick()
+    assert sender.sent == 1
+    sender.gatherer.written(10)  # later, on its own account: may be followed by more
+    sender.loop.tick()
+    assert sender.sent == 1
+    sender.loop.tick()
+    assert sender.sent == 2
+
+
 def test_what_was_sent_meanwhile_is_not_sent_again() -> None:
     sender = Sender()
     sender.gatherer.written(10)
