@@ -9,7 +9,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mqttquic_lab.errors import LabError, OperationTimeoutError, ProtocolError, UsageError
+from mqttquic_lab.errors import LabError, OperationTimeoutError, ProtocolError, StreamLimitError, UsageError
 from mqttquic_lab.mqtt import FlowFlags, FlowHeader, FlowType
 from mqttquic_lab.mqtt.flow_codes import ConnectionCode, ErrorLevel, FlowError, StreamCode, stream_code_text
 from mqttquic_lab.session.flow_channel import FlowChannel, HeaderReader
@@ -103,6 +103,12 @@ class FlowStreams(Streams):
         if context.control.ended:
             raise context.control.gone("cannot open a flow")
         spec = spec or FlowSpec(unidirectional=unidirectional)
+        table = self.book.table
+        if len(table) >= table.max_flows and self.book.entry_of(spec.flow_id) is None:
+            raise StreamLimitError(
+                f"this session has {len(table)} flows, those that wait to be recovered included, and keeps no more: "
+                "close or discard one"
+            )
         opened = self._opened(unidirectional=spec.unidirectional)
         try:
             return self._start(opened, kind, spec)

@@ -64,7 +64,7 @@ async def test_publish_and_subscribe(version: str, deliveries: str) -> None:
     options: dict[str, Any] = {"version": version}
     if version == "3.1.1":
         options.update(session_expiry_interval=None, client_id="old")
-    async with flowing(deliveries=deliveries, options=options) as (session, other, broker):
+    async with flowing(deliveries=deliveries, options=options) as (session, other, _):
         assert (session.mapping, session.handshake.alpn) == ("flows", "MQTT-next")
         assert "flows" in repr(session)
         flow = await session.open_stream()
@@ -96,7 +96,7 @@ async def test_publish_and_subscribe(version: str, deliveries: str) -> None:
         assert on_flow.total == 6
         assert session.errors == []
         assert session.stats.stray == 0
-        assert (await hang(flow.close())) is None
+        await hang(flow.close())
         assert flow.flow is not None
         assert flow.flow.state == "gone"
 
@@ -214,7 +214,9 @@ async def test_a_session_that_the_broker_forgot_begins_again() -> None:
         await hang(feed.wait(1))
         assert flow.flow is not None
         assert (flow.flow.state, flow.flow.recovered) == ("open", False)
-        assert [e.detail for e in session.events if e.what == "flow"][0].startswith("flow 2 had no state at the broker")
+        assert next(e.detail for e in session.events if e.what == "flow").startswith(
+            "flow 2 had no state at the broker"
+        )
         assert broker.stats().subscriptions == 1
 
 
@@ -225,6 +227,7 @@ async def test_a_flow_that_the_broker_forgot_begins_again() -> None:
         (kept,) = (s for s in broker.sessions if s.flows is not None)
         await pulled(session)
         await broker.wait_for(lambda: len(broker.clients()) == 1)
+        assert kept.flows is not None
         for change in kept.flows.table.clear():  # as if its state had expired
             kept.flows.settle(change)
         await hang(session.reconnect())
@@ -255,7 +258,7 @@ async def test_what_the_flags_do_not_keep_is_gone() -> None:
         assert (no_subs.state, no_subs.flow.state, no_subs.flow.expire_interval) == ("open", "open", 60)
         assert session.feeds == ()
         await hang(no_subs.publish("t", "x", qos=2))
-        with pytest.raises(StreamClosedError, match="flow 2 on stream 4|stream 4"):
+        with pytest.raises(StreamClosedError, match="stream 4"):
             await brief.publish("t", "x")
         await other.publish("t", "x", qos=1)
         await hang(session.ping())
@@ -263,14 +266,14 @@ async def test_what_the_flags_do_not_keep_is_gone() -> None:
 
 
 async def test_flow_state_expires_here_too() -> None:
-    async with flowing() as (session, _, broker):
+    async with flowing() as (session, _, _):
         flow = await session.open_stream(expire_interval=1)
         feed = await flow.subscribe("t")
         await flow.abort()
         assert flow.flow is not None
         assert flow.flow.state == "kept"
         async with asyncio.timeout(10):
-            while flow.flow.state == "kept":  # noqa: ASYNC110 - a second of real time
+            while flow.flow.state == "kept":
                 await asyncio.sleep(0.05)
         assert (flow.flow.state, feed.is_active) == ("gone", False)
         with pytest.raises(UsageError, match="gone"):
