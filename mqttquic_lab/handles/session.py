@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mqttquic_lab.errors import LabError
+    from mqttquic_lab.mqtt.authentication import ClientMethod
     from mqttquic_lab.quic.reasons import CloseInfo
     from mqttquic_lab.records.decode import Decode
     from mqttquic_lab.records.log import MessageLog
@@ -456,6 +457,23 @@ class Session:
             See :meth:`mqttquic_lab.session.AsyncSession.flush`.
         """
         self._caller.call(timeout, self._core.flush, timeout=timeout)
+
+    def reauthenticate(self, auth: ClientMethod | None = None, *, timeout: float | str | None = 10.0) -> None:
+        """Authenticate again on the live connection (MQTT 5.0 section 4.12.1); messages go on meanwhile.
+
+        Parameters
+        ----------
+        auth : object, optional
+            A method of the same name with other credentials; the session's own by default.
+        timeout : float, str or None
+            Seconds until the broker must have accepted.
+
+        Raises
+        ------
+        UsageError, AuthenticationError, DisconnectedError, OperationTimeoutError
+            See :meth:`mqttquic_lab.session.AsyncSession.reauthenticate`.
+        """
+        self._caller.call(timeout, self._core.reauthenticate, auth, timeout=timeout)
 
     def early_published(self, *, timeout: float | str | None = 10.0) -> list[PublishResult]:
         """Wait until the messages of ``publish_early`` are acknowledged, and return their results in order.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from mqttquic_lab.handles.feed import Feed
     from mqttquic_lab.handles.session import Session
+    from mqttquic_lab.mqtt.authentication import ClientMethod
     from mqttquic_lab.records.decode import Decode
     from mqttquic_lab.records.message import Message
     from mqttquic_lab.records.migration import MigrationResult
@@ -138,6 +139,10 @@ class SessionAio:
     async def flush(self, *, timeout: float | str | None = 30.0) -> None:
         """See :meth:`Session.flush`."""
         await self._caller.hop(self._core.flush, timeout=timeout)
+
+    async def reauthenticate(self, auth: ClientMethod | None = None, *, timeout: float | str | None = 10.0) -> None:
+        """See :meth:`Session.reauthenticate`."""
+        await self._caller.hop(self._core.reauthenticate, auth, timeout=timeout)
 
     async def early_published(self, *, timeout: float | str | None = 10.0) -> list[PublishResult]:
         """See :meth:`Session.early_published`."""

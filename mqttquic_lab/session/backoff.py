@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from mqttquic_lab.errors import (
     AlpnError,
+    AuthenticationError,
     CertificateError,
     ConnectError,
     DisconnectedError,
@@ -93,7 +94,7 @@ def may_pass(error: LabError) -> bool:
     A path, a listener or a broker that is not there may come back. A certificate, a password or a rule that was broken
     does not change by waiting.
     """
-    if isinstance(error, (CertificateError, AlpnError)):
+    if isinstance(error, (CertificateError, AlpnError, AuthenticationError)):
         return False
     if isinstance(error, (DisconnectedError, ConnectError)):
         return error.reason_code is None or error.reason_code in _PASSING

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from mqttquic_lab.errors import (
+    AuthenticationError,
     ConnectError,
     ConnectRefusedError,
     ConnectTimeoutError,
@@ -15,6 +16,7 @@ from mqttquic_lab.errors import (
 )
 from mqttquic_lab.mqtt import ReasonCode
 from mqttquic_lab.net.open import open_connection
+from mqttquic_lab.session.authenticating import Authenticator
 from mqttquic_lab.session.early import FirstFlight
 from mqttquic_lab.session.limits import said
 from mqttquic_lab.session.options import check_timeout
@@ -44,7 +46,7 @@ _HINTS: dict[int, str] = {
     0x85: "try another client_id",
     0x86: "check username and password",
     0x87: "check username and password, and what this user may do",
-    0x8C: "this client speaks user name and password only",
+    0x8C: "use another auth=, or user name and password",
     0x95: "the CONNECT is too large: shorten will, properties or credentials",
     0x9A: "publish the will without retain",
     0x9B: "lower the will's qos",
@@ -57,7 +59,12 @@ def checked_connect(
 ) -> FirstFlight:
     """Return CONNECT and what goes with it; what cannot be sent is said now, before a connection is made."""
     user, password = (target.username, target.password) if target is not None else (None, None)
-    first = FirstFlight(options.connect_packet(user, password), options.level, tuple(messages))
+    packet, method = options.connect_packet(user, password), options.auth_method(user, password)
+    authenticator = None
+    if method is not None:
+        authenticator = Authenticator(method)
+        packet.properties = {**packet.properties, **authenticator.first()}
+    first = FirstFlight(packet, options.level, tuple(messages), authenticator)
     first.encode()
     return first
 
@@ -115,6 +122,8 @@ class Connecting:
         self._options = options
         self._url = url
         self._filler = ReportFiller(channel.connection, options.level)
+        self.authenticator: Authenticator | None = None
+        """Goes on with the enhanced authentication that CONNECT begins."""
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self, first: FirstFlight, deadline: float | None) -> None:
@@ -131,6 +140,8 @@ class Connecting:
         ------
         ConnectRefusedError
             It answered with a failure code.
+        AuthenticationError
+            It did not show that it is the broker meant, or the method failed.
         ConnectTimeoutError
             It did not answer in time.
         ConnectError
@@ -138,7 +149,7 @@ class Connecting:
         """
         try:
             async with asyncio.timeout_at(deadline):
-                packet = first.connect
+                packet, self.authenticator = first.connect, first.authenticator
                 if self._channel.connection.spoke_first:
                     self._channel.sent_first(packet, first.encode(), len(first.content))
                     self._filler.connect_told(packet.encode(first.version), packet.client_id)
@@ -171,10 +182,18 @@ class Connecting:
         report.state, report.error = "failed", str(error)
 
     def answered(self, packet: ConnAck, client_id: str) -> ConnectRefusedError | None:
-        """Take CONNACK in; returns the refusal if it is one."""
+        """Take CONNACK in; returns the refusal if it is one.
+
+        Raises
+        ------
+        AuthenticationError, ProtocolError
+            It accepts, but does not show that it comes from the broker meant.
+        """
         self._filler.connack_received(packet, client_id)
         self._channel.connection.trace.emit("mqtt", "packet_received", type="CONNACK", size=len(packet.raw))
         if packet.reason_code == 0:
+            if self.authenticator is not None:
+                self.authenticator.accepted(packet.properties)
             return None
         refusal = _refusal(packet, self._options)
         self._fail(refusal)
@@ -187,7 +206,12 @@ class Connecting:
 
     def ended(self, reason: LabError | None) -> None:
         """Take the end of the connection; does nothing after CONNACK."""
+        if self.authenticator is not None:
+            self.authenticator.ended(reason)
         if self._answer.done():
+            return
+        if isinstance(reason, AuthenticationError):
+            self._fail(reason)
             return
         error = ConnectError(f"{self._url} did not accept the session: {reason or 'it was closed'}")
         if isinstance(reason, ProtocolError):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from mqttquic_lab.mqtt import Connect, Version
     from mqttquic_lab.net.stream import Connection
+    from mqttquic_lab.session.authenticating import Authenticator
     from mqttquic_lab.session.publishing import Publisher
     from mqttquic_lab.session.quic_options import EarlyMessage
     from mqttquic_lab.session.results import PublishResult
@@ -35,11 +36,14 @@ class FirstFlight:
         Protocol level.
     messages : tuple of EarlyMessage
         What follows CONNECT.
+    authenticator : Authenticator or None
+        Goes on with the enhanced authentication that CONNECT begins.
     """
 
     connect: Connect
     version: Version
     messages: tuple[EarlyMessage, ...] = ()
+    authenticator: Authenticator | None = None
 
     @property
     def content(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from mqttquic_lab.mqtt import ConnectionState, Publish
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mqttquic_lab.mqtt import ConnAck, Deliveries, Disconnect, Packet, Version
+    from mqttquic_lab.mqtt import Auth, ConnAck, Deliveries, Disconnect, Packet, Version
     from mqttquic_lab.session.channel import PacketChannel
     from mqttquic_lab.session.feed import AsyncFeed
     from mqttquic_lab.session.publishing import Publisher
@@ -40,6 +40,7 @@ class Incoming:
         *,
         on_connack: Callable[[ConnAck], None],
         on_disconnect: Callable[[Disconnect], None],
+        on_auth: Callable[[Auth], None],
     ) -> None:
         self.channel = channel
         self.feeds: set[AsyncFeed] = set()
@@ -57,6 +58,7 @@ class Incoming:
             11: subscriber.answered,
             13: lambda _: self.channel.on_pong(),
             14: on_disconnect,
+            15: on_auth,
         }
 
     def on_packets(self, packets: list[Packet]) -> None:

@@ -6,7 +6,14 @@ import asyncio
 import datetime as dt
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from mqttquic_lab.errors import ConnectError, LabError, OperationTimeoutError, StreamMappingWarning
+from mqttquic_lab.errors import (
+    AuthenticationError,
+    ConnectError,
+    LabError,
+    OperationTimeoutError,
+    StreamMappingWarning,
+    UsageError,
+)
 from mqttquic_lab.mqtt import MAX_PACKET_SIZE, Deliveries
 from mqttquic_lab.mqtt.profiles import profile_named
 from mqttquic_lab.session.advice import warn_of
@@ -40,7 +47,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-    from mqttquic_lab.mqtt import ConnAck, Disconnect
+    from mqttquic_lab.mqtt import Auth, ConnAck, Disconnect
+    from mqttquic_lab.mqtt.authentication import ClientMethod
     from mqttquic_lab.mqtt.profiles import Action
     from mqttquic_lab.net.stream import Connection
     from mqttquic_lab.records.message import Message
@@ -102,6 +110,7 @@ class SessionLifecycle(SessionFacts):
             options.level,
             on_connack=self._on_connack,
             on_disconnect=self._on_disconnect,
+            on_auth=self._on_auth,
         )
         self._ready = self._subscriber.ready = self._publisher.ready  # not set while the session changes connections
         self._subscriber.on_refused = lambda error: self._happenings.record("broker", error)
@@ -234,7 +243,11 @@ class SessionLifecycle(SessionFacts):
     def _on_connack(self, packet: ConnAck) -> None:
         told: Mapping[str, Any] = packet.properties
         self.client_id = told.get("assigned_client_identifier") or self.client_id
-        refusal = self._connecting.answered(packet, self.client_id)
+        try:
+            refusal = self._connecting.answered(packet, self.client_id)
+        except AuthenticationError as error:
+            self._channel.fail("authentication", error)
+            return
         if refusal is not None:
             self._happenings.record("broker", refusal)
             self._channel.finish(refusal)
@@ -263,6 +276,40 @@ class SessionLifecycle(SessionFacts):
             self._streams.admitted(bool(packet.session_present))
         self.has_been_connected = True
         self._connecting.accepted()
+
+    def _on_auth(self, packet: Auth) -> None:
+        authenticator = self._connecting.authenticator
+        assert authenticator is not None  # without it the state table allows none
+        authenticator.received(packet, self._channel)
+
+    async def reauthenticate(self, auth: ClientMethod | None = None, *, timeout: float | str | None = 10.0) -> None:
+        """Authenticate again on the live connection (MQTT 5.0 section 4.12.1); messages go on meanwhile.
+
+        Parameters
+        ----------
+        auth : object, optional
+            A method of the same name with other credentials; the session's own by default.
+        timeout : float, str or None
+            Seconds until the broker must have accepted.
+
+        Raises
+        ------
+        UsageError
+            The session was opened without ``auth=``, or another method is named, or it is under way already.
+        AuthenticationError
+            The broker did not show that it is the one meant; the session is closed.
+        DisconnectedError
+            The broker refused, and has closed the session.
+        OperationTimeoutError
+            It did not answer in time.
+        """
+        seconds = check_timeout(timeout)
+        if self._state != "connected":
+            await self._usable("cannot authenticate", seconds)
+        authenticator = self._connecting.authenticator
+        if authenticator is None:
+            raise UsageError("this session was opened without auth=, so it cannot authenticate again [MQTT-4.12.0-7]")
+        await authenticator.again(self._channel, auth, seconds)
 
     # Changing connections
 

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from mqttquic_lab.errors import UnknownOptionError, UsageError
 from mqttquic_lab.mqtt import Connect, Will, check_topic_name
+from mqttquic_lab.mqtt.authentication import ClientMethod
 from mqttquic_lab.mqtt.profiles import profile_named
+from mqttquic_lab.mqtt.scram import NAME as SCRAM
+from mqttquic_lab.mqtt.scram import ScramClient
 from mqttquic_lab.session.backoff import Backoff
 from mqttquic_lab.session.flow_spec import FLOW_ALPN
 from mqttquic_lab.session.payload import encode_payload
@@ -28,8 +31,8 @@ VERSIONS: dict[object, Version] = {"5.0": 5, "5": 5, 5: 5, "3.1.1": 4, 4: 4}
 VERSION_NAMES: dict[int, str] = {5: "5.0", 4: "3.1.1"}
 
 ONLY_V5 = (
-    "session_expiry_interval", "receive_maximum", "maximum_packet_size", "topic_alias_maximum", "user_properties",
-    "properties", "alias_topics",
+    "auth", "session_expiry_interval", "receive_maximum", "maximum_packet_size", "topic_alias_maximum",
+    "user_properties", "properties", "alias_topics",
 )  # fmt: skip
 """Options that MQTT 3.1.1 has no field for."""
 
@@ -71,6 +74,10 @@ class SessionOptions:
         User name; wins over one in the URL.
     password : str or bytes, optional
         Never shown by any repr, log or trace.
+    auth : str or object, optional
+        Enhanced authentication (section 4.12): ``"SCRAM-SHA-256"`` shows the broker that we know the password of
+        `username` without sending it, and has the broker show that it knows it, too. Or a method of one's own, as
+        :mod:`mqttquic_lab.mqtt.authentication` describes it.
     keepalive : int
         Seconds between packets at most; 0 switches keep-alive off (section 3.1.2.10).
     clean_start : bool
@@ -175,6 +182,7 @@ class SessionOptions:
     client_id: str = ""
     username: str | None = None
     password: str | bytes | None = field(default=None, repr=False)
+    auth: str | ClientMethod | None = field(default=None, repr=False)
     keepalive: int = 60
     clean_start: bool = True
     session_expiry_interval: int | None = None
@@ -313,10 +321,8 @@ class SessionOptions:
                 if self.properties and name in self.properties:
                     raise UsageError(f"properties[{name!r}]: use the option {option} instead")
             if self.properties and {"authentication_method", "authentication_data"} & set(self.properties):
-                raise UsageError(
-                    "extended authentication (AUTH, MQTT 5.0 section 4.12) is not supported: "
-                    "use username and password, or ask the broker for another way"
-                )
+                raise UsageError("enhanced authentication takes several steps: use the option auth= for it")
+            self._check_auth()
             return
         for name in ONLY_V5:
             if getattr(self, name):
@@ -325,6 +331,16 @@ class SessionOptions:
             raise UsageError("MQTT 3.1.1 sends no password without a user name [MQTT-3.1.2-22]: give username too")
         if not self.client_id and not self.clean_start:
             raise UsageError("MQTT 3.1.1 keeps no session without a name [MQTT-3.1.3-7]: give client_id")
+
+    def _check_auth(self) -> None:
+        if self.auth is None:
+            return
+        if isinstance(self.auth, str) and self.auth != SCRAM:
+            raise UsageError(f"auth={self.auth!r}: by its name there is {SCRAM!r}; give others as objects")
+        if not isinstance(self.auth, (str, ClientMethod)):
+            raise UsageError(f"auth={self.auth!r} is no method: it needs a name and start()")
+        if self.publish_early:
+            raise UsageError("with auth= nothing may be sent before CONNACK [MQTT-3.1.2-30]: leave publish_early out")
 
     def _check_will(self) -> None:
         will = self.will
@@ -345,12 +361,35 @@ class SessionOptions:
         """The password as it travels."""
         return self.password.encode() if isinstance(self.password, str) else self.password
 
+    def credentials(self, username: str | None, password: bytes | None) -> tuple[str | None, bytes | None]:
+        """Return user name and password; those given stand in where the options have none."""
+        if self.username is not None:
+            return self.username, self.password_bytes
+        return username, self.password_bytes if self.password is not None else password
+
+    def auth_method(self, username: str | None = None, password: bytes | None = None) -> ClientMethod | None:
+        """Return the method of enhanced authentication, if one is wanted.
+
+        Raises
+        ------
+        UsageError
+            It needs a user name and a password.
+        """
+        if not isinstance(self.auth, str):
+            return self.auth
+        username, password = self.credentials(username, password)
+        if not username or password is None:
+            raise UsageError(f"auth={self.auth!r} needs username= and password=")
+        try:
+            return ScramClient(username, password.decode())
+        except UnicodeDecodeError:
+            raise UsageError(f"auth={self.auth!r} takes a password that is text") from None
+
     def connect_packet(self, username: str | None = None, password: bytes | None = None) -> Connect:
         """Return CONNECT; `username` and `password` stand in where the options have none (those of the URL)."""
-        if self.username is not None:
-            username, password = self.username, self.password_bytes
-        elif self.password is not None:
-            password = self.password_bytes
+        username, password = self.credentials(username, password)
+        if isinstance(self.auth, str):
+            username = password = None  # the method sends the one, and keeps the other to itself
         properties: dict[str, Any] = {}
         if self.level == 5:
             properties.update(self.properties or {})

@@ -45,7 +45,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"user_properties": [("a",)]}, "pairs"),
     ({"user_properties": [("a", 1)]}, "user_properties"),
     ({"properties": {"receive_maximum": 3}}, "receive_maximum="),
-    ({"properties": {"authentication_method": "SCRAM-SHA-1"}}, "not supported"),
+    ({"properties": {"authentication_method": "SCRAM-SHA-1"}}, "auth="),
     ({"will": "gone"}, "Will"),
     ({"will": Will("a/#", b"")}, "a/#"),
     ({"will": Will("a", b"", 3)}, "qos"),
