@@ -170,7 +170,7 @@ async def test_the_end_of_the_broker_is_noticed(
     async with AsyncExitStack() as stack:
         mosquitto = await stack.enter_async_context(quic_peers.mosquitto(tmp_path, free_port))
         relay = await stack.enter_async_context(quic_peers.relay_to_tcp(free_port, identities.good, tmp_path))
-        session = await AsyncSession.open(relay.url, ca_file=ca_file)
+        session = await AsyncSession.open(relay.url, ca_file=ca_file, reconnect=False)
         feed = await session.subscribe("a", 1)
         mosquitto.kill()
         with pytest.raises(DisconnectedError):
