@@ -208,3 +208,6 @@ CLIENT_ONLY: Final = {"DISCONNECT": _codes(0x04), "AUTH": _codes(0x19)}
 
 SERVER_ONLY: Final = {"DISCONNECT": ALLOWED["DISCONNECT"] - _BOTH_DISCONNECT - _codes(0x04), "AUTH": _codes(0x00)}
 """Codes that only a server sends."""
+
+CLIENT_DISCONNECTS: Final = ALLOWED["DISCONNECT"] - SERVER_ONLY["DISCONNECT"]
+"""Codes that a client may send in DISCONNECT [MQTT-3.14.2-1]."""

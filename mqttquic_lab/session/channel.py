@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError, ProtocolError
+from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError, ProtocolError, UsageError
 from mqttquic_lab.mqtt import (
     MAX_PACKET_SIZE,
     ConnectionState,
@@ -22,6 +22,7 @@ from mqttquic_lab.mqtt import (
     check_packet,
     reason_text,
 )
+from mqttquic_lab.mqtt.reason_codes import CLIENT_DISCONNECTS
 from mqttquic_lab.session.ending import gone
 from mqttquic_lab.session.packet_stream import PacketStream
 
@@ -197,11 +198,15 @@ class PacketChannel(PacketStream):
         if isinstance(error, ProtocolError):
             self._close_code = self.fault_code
         code = getattr(error, "reason_code", None) or 0x80
-        self.say_goodbye(code)
+        # Some codes in errors are the server's to send, such as that of a keep-alive timeout [MQTT-3.14.2-1].
+        self.say_goodbye(code if code in CLIENT_DISCONNECTS else 0x80)
         self.finish(error, code)
 
     def say_goodbye(self, reason_code: int, properties: dict[str, object] | None = None) -> None:
         """Send DISCONNECT if the state allows one; 3.1.1 knows no other reason than a normal end."""
+        if reason_code not in CLIENT_DISCONNECTS:
+            listed = ", ".join(f"0x{code:02x}" for code in sorted(CLIENT_DISCONNECTS))
+            raise UsageError(f"{reason_code!r} is no reason code that a client sends in DISCONNECT: it takes {listed}")
         if self.ended or self.state in (ConnectionState.IDLE, ConnectionState.CLOSED):
             return
         if self.version == 5 or reason_code == 0:

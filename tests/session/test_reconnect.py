@@ -163,7 +163,7 @@ async def test_what_was_never_sent_is_dropped_with_its_caller() -> None:
 
 async def test_who_waits_while_the_session_moves_waits_on() -> None:
     connack = ConnAck(session_present=True, properties={"receive_maximum": 1})
-    async with scripted(connack, **KEPT) as (session, broker):
+    async with scripted(connack, clean_start=False, client_id="c", **KEPT) as (session, broker):
         waiting = await unanswered(session, 1, b"sent", b"queued")
         await broker.expect(Publish)
         client, server = memory_pair(transport="tls")
