@@ -186,12 +186,23 @@ class Connecting:
 
         Raises
         ------
-        AuthenticationError, ProtocolError
+        ProtocolError
+            It speaks of a session that this client does not have [MQTT-3.2.2-4]. (With ``clean_start=False`` there may
+            always be one: of an earlier program of the same client identifier, say, with nothing under way.)
+        AuthenticationError
             It accepts, but does not show that it comes from the broker meant.
         """
         self._filler.connack_received(packet, client_id)
         self._channel.connection.trace.emit("mqtt", "packet_received", type="CONNACK", size=len(packet.raw))
         if packet.reason_code == 0:
+            if packet.session_present and self._options.clean_start:
+                raise ProtocolError(
+                    "CONNACK says that the broker goes on with a session, though CONNECT asked for a new one",
+                    reason_code=ReasonCode.PROTOCOL_ERROR,
+                    rule="MQTT-3.2.2-4" if self._options.level == 5 else "MQTT-3.2.2-1",
+                    section=f"MQTT {'5.0 section 3.2.2.1.1' if self._options.level == 5 else '3.1.1 section 3.2.2.2'}",
+                    packet=packet,
+                )
             if self.authenticator is not None:
                 self.authenticator.accepted(packet.properties)
             return None
