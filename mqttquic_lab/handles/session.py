@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from mqttquic_lab.callbacks import CallbackRunner
@@ -220,6 +221,7 @@ class Session:
         properties: Mapping[str, Any] | None = None,
         *,
         timestamp: bool = False,
+        datagram: bool | None = None,
         timeout: float | str | None = 10.0,
     ) -> PublishResult:
         """Publish one message; at QoS 1 and 2 wait for its acknowledgement.
@@ -238,6 +240,9 @@ class Session:
             PUBLISH properties by their snake-case name (MQTT 5.0 only).
         timestamp : bool
             Send the time along, from which the receiving feed works out ``latency`` (MQTT 5.0 only).
+        datagram : bool, optional
+            True sends it in a DATAGRAM frame (QUIC and QoS 0 only, RFC 9221): if that is lost, so is the message, and
+            nothing waits for it. False never does. Default: True with ``connect(datagrams=True)`` where it fits.
         timeout : float, str or None
             Seconds to wait for the acknowledgement, or at QoS 0 for the transport to take more. While the session is
             reconnecting nothing waits: the message is queued, and the result says so.
@@ -248,7 +253,16 @@ class Session:
             See :meth:`mqttquic_lab.session.AsyncSession.publish`.
         """
         return self._caller.call(
-            timeout, self._core.publish, topic, payload, qos, retain, properties, timestamp=timestamp, timeout=timeout
+            timeout,
+            self._core.publish,
+            topic,
+            payload,
+            qos,
+            retain,
+            properties,
+            timestamp=timestamp,
+            datagram=datagram,
+            timeout=timeout,
         )
 
     def publish_many(
@@ -259,6 +273,7 @@ class Session:
         properties: Mapping[str, Any] | None = None,
         *,
         timestamp: bool = False,
+        datagram: bool | None = None,
         timeout: float | str | None = 30.0,
     ) -> PublishSummary:
         """Publish many messages as fast as the broker takes them.
@@ -267,7 +282,7 @@ class Session:
         ----------
         messages : iterable or async iterable of (topic, payload)
             An iterable runs on your thread, in steps of 1000 messages; an async one on the session's loop.
-        qos, retain, properties, timestamp
+        qos, retain, properties, timestamp, datagram
             As for :meth:`publish`, for all of them.
         timeout : float, str or None
             Seconds for which the broker may take and acknowledge nothing at all.
@@ -277,7 +292,7 @@ class Session:
         UsageError, PublishError, OperationTimeoutError, DisconnectedError
             See :meth:`mqttquic_lab.session.AsyncSession.publish_many`.
         """
-        verb = self._core.publish_many
+        verb = partial(self._core.publish_many, datagram=datagram)
         return publish_chunks(self._caller, verb, messages, qos, retain, properties, timestamp, timeout)
 
     def subscribe(

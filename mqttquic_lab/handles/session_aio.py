@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from mqttquic_lab.handles.calling import on_thread
@@ -39,11 +40,20 @@ class SessionAio:
         properties: Mapping[str, Any] | None = None,
         *,
         timestamp: bool = False,
+        datagram: bool | None = None,
         timeout: float | str | None = 10.0,
     ) -> PublishResult:
         """See :meth:`Session.publish`."""
         return await self._caller.hop(
-            self._core.publish, topic, payload, qos, retain, properties, timestamp=timestamp, timeout=timeout
+            self._core.publish,
+            topic,
+            payload,
+            qos,
+            retain,
+            properties,
+            timestamp=timestamp,
+            datagram=datagram,
+            timeout=timeout,
         )
 
     async def publish_many(
@@ -54,10 +64,11 @@ class SessionAio:
         properties: Mapping[str, Any] | None = None,
         *,
         timestamp: bool = False,
+        datagram: bool | None = None,
         timeout: float | str | None = 30.0,
     ) -> PublishSummary:
         """See :meth:`Session.publish_many`; either kind of iterable runs on the awaiting loop."""
-        verb = self._core.publish_many
+        verb = partial(self._core.publish_many, datagram=datagram)
         return await hop_chunks(self._caller, verb, messages, qos, retain, properties, timestamp, timeout)
 
     async def subscribe(

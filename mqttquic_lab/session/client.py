@@ -123,6 +123,7 @@ class AsyncSession(SessionLifecycle):
         properties: Mapping[str, Any] | None = None,
         *,
         timestamp: bool = False,
+        datagram: bool | None = None,
         timeout: float | str | None = 10.0,
     ) -> PublishResult:
         """Publish one message; at QoS 1 and 2 wait for its acknowledgement.
@@ -142,6 +143,9 @@ class AsyncSession(SessionLifecycle):
         timestamp : bool
             Send the time along, as User Property ``sent_ns``, from which the receiving feed works out ``latency``
             (5.0 only).
+        datagram : bool, optional
+            True sends it in a DATAGRAM frame (QUIC and QoS 0 only, RFC 9221): if that is lost, so is the message, and
+            nothing waits for it. False never does. Default: True with ``connect(datagrams=True)`` where it fits.
         timeout : float, str or None
             Seconds to wait for the acknowledgement, or at QoS 0 for the transport to take more. A message that was sent
             may still be delivered after it ran out.
@@ -155,7 +159,8 @@ class AsyncSession(SessionLifecycle):
         Raises
         ------
         UsageError
-            An argument cannot be used; nothing was sent.
+            An argument cannot be used, or with ``datagram=True`` the message cannot go in a datagram: the text says how
+            many bytes could. Nothing was sent.
         PublishError
             The broker refused it, said that it takes no such QoS or no retained messages, or the packet is larger
             than it accepts (then nothing was sent); or too many messages wait already.
@@ -167,13 +172,19 @@ class AsyncSession(SessionLifecycle):
             the message again: do not publish it a second time.
         """
         if self._state != "connected" or self._offline:
-            if self._keeps_messages:
+            if self._keeps_messages and not datagram:
                 data = payload if type(payload) is bytes else encode_payload(payload)
                 self._publisher.check_topic(topic)
                 checked = self._publisher.check(qos, retain, properties, timestamp)
                 self._offline.put(OfflineMessage.now(topic, data, qos, retain, checked))
                 return QUEUED
             await self._usable("cannot publish", check_timeout(timeout))
+        if (datagram is not None or self._datagrams.preferred) and self._datagrams.wanted(datagram, qos):
+            sent = await self._datagrams.publish(
+                topic, payload, retain, properties, timestamp, timeout, insist=bool(datagram)
+            )
+            if sent is not None:
+                return sent
         return await self._outlet.publish(topic, payload, qos, retain, properties, timestamp, timeout)
 
     async def publish_many(
@@ -184,6 +195,7 @@ class AsyncSession(SessionLifecycle):
         properties: Mapping[str, Any] | None = None,
         *,
         timestamp: bool = False,
+        datagram: bool | None = None,
         timeout: float | str | None = 30.0,
     ) -> PublishSummary:
         """Publish many messages as fast as the broker takes them.
@@ -194,8 +206,8 @@ class AsyncSession(SessionLifecycle):
         ----------
         messages : iterable or async iterable of (topic, payload)
             Taken from as needed. It runs on the session's loop and must not block.
-        qos, retain, properties, timestamp
-            As for :meth:`publish`, for all of them.
+        qos, retain, properties, timestamp, datagram
+            As for :meth:`publish`, for all of them. Datagrams leave as fast as congestion control lets them.
         timeout : float, str or None
             Seconds for which the broker may take and acknowledge nothing at all.
 
@@ -216,6 +228,10 @@ class AsyncSession(SessionLifecycle):
         seconds = check_timeout(timeout)
         if self._state != "connected":
             await self._usable("cannot publish", seconds)
+        if (datagram is not None or self._datagrams.preferred) and self._datagrams.wanted(datagram, qos):
+            return await self._datagrams.publish_many(
+                messages, retain, properties, timestamp, seconds, insist=bool(datagram), otherwise=self._outlet
+            )
         return await self._outlet.publish_many(messages, qos, retain, properties, timestamp, seconds)
 
     async def flush(self, *, timeout: float | str | None = 30.0) -> None:

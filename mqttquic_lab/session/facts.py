@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.records.log import MessageLog
     from mqttquic_lab.records.message import Message
     from mqttquic_lab.session.channel import PacketChannel
+    from mqttquic_lab.session.datagrams import SessionDatagrams
     from mqttquic_lab.session.feed import AsyncFeed
     from mqttquic_lab.session.flow_book import SessionFlows
     from mqttquic_lab.session.flow_spec import FlowInfo
@@ -53,6 +54,7 @@ class SessionFacts:
     _receiver: Receiver
     _subscriber: Subscriber
     _stats: SessionStats
+    _datagrams: SessionDatagrams
     _happenings: Happenings
     _reconnector: Reconnector
     _offline: OfflineQueue
@@ -170,6 +172,7 @@ class SessionFacts:
     @property
     def stats(self) -> SessionStats:
         """Counters; they go on counting."""
+        self._datagrams.count()
         return self._stats
 
     @property

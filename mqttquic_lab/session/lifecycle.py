@@ -21,6 +21,7 @@ from mqttquic_lab.session.aliases import TopicAliases
 from mqttquic_lab.session.channel import PacketChannel
 from mqttquic_lab.session.close_codes import explained
 from mqttquic_lab.session.connecting import Connecting
+from mqttquic_lab.session.datagrams import SessionDatagrams
 from mqttquic_lab.session.early import EarlyPublished
 from mqttquic_lab.session.ending import farewell
 from mqttquic_lab.session.facts import SessionFacts
@@ -114,6 +115,11 @@ class SessionLifecycle(SessionFacts):
         )
         self._ready = self._subscriber.ready = self._publisher.ready  # not set while the session changes connections
         self._subscriber.on_refused = lambda error: self._happenings.record("broker", error)
+        self._datagrams = SessionDatagrams(
+            options, self.profile, self._stats, self._publisher, self._receiver,
+            wake=self._incoming.wake_feeds, record=self._happenings.record,
+        )  # fmt: skip
+        self._datagrams.move(self._channel)
         self._outlet: Publisher | MappedPublisher
         self._flows = None
         self._open_streams()
@@ -265,6 +271,9 @@ class SessionLifecycle(SessionFacts):
         self.handshake.state = "connected"
         reason = self._connection.report.fallback_reason
         if reason:
+        no_datagrams = self._datagrams.accepted()
+        if no_datagrams is not None:
+            self.record_error("datagrams", f"datagrams=True: {no_datagrams}, so all messages go on streams")
             self._note("fallback", reason)
             self.record_error("fallback", f"{self.transport.upper()} is used instead of QUIC: {reason}")
         if self.has_been_connected:
@@ -361,6 +370,7 @@ class SessionLifecycle(SessionFacts):
         self._receiver.restart(self._channel.stream.id)
         self._open_streams()
         self._streams.begin()
+        self._datagrams.move(self._channel)
         try:
             await self._connecting.run(first, deadline)
         finally:

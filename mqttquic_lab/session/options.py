@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mqttquic_lab.errors import UnknownOptionError, UsageError
 from mqttquic_lab.mqtt import Connect, Will, check_topic_name
 from mqttquic_lab.mqtt.authentication import ClientMethod
+from mqttquic_lab.mqtt.datagram import READS_DATAGRAMS
 from mqttquic_lab.mqtt.profiles import profile_named
 from mqttquic_lab.mqtt.scram import NAME as SCRAM
 from mqttquic_lab.mqtt.scram import ScramClient
@@ -168,6 +169,10 @@ class SessionOptions:
         not shorter. Default: three keep-alive intervals, at least 60.
     quic_keepalive : bool
         Send a QUIC PING when nothing was heard for a third of the idle timeout.
+    datagrams : bool
+        Send messages at QoS 0 in DATAGRAM frames (RFC 9221) wherever they fit, and others on streams as ever; and tell
+        the broker that we read datagrams: by the transport parameter, and by a User Property of CONNECT for brokers
+        of ours. Lost ones are not sent again: ``session.stats`` counts them.
     trace_detail : bool
         Record every packet in ``session.trace`` after the handshake, too; costs throughput.
     trace_capacity : int
@@ -218,6 +223,7 @@ class SessionOptions:
     congestion: str | None = None
     idle_timeout: float | str | None = None
     quic_keepalive: bool = True
+    datagrams: bool = False
     trace_detail: bool = False
     trace_capacity: int = 4096
 
@@ -399,6 +405,8 @@ class SessionOptions:
                     properties[name] = value
             if self.user_properties:
                 properties["user_property"] = [tuple(pair) for pair in self.user_properties]
+            if self.datagrams:
+                properties["user_property"] = [*properties.get("user_property", ()), READS_DATAGRAMS]
         will = self.will
         if will is not None:
             will = Will(will.topic, encode_payload(will.payload), will.qos, will.retain, dict(will.properties or {}))

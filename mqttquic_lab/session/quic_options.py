@@ -27,6 +27,7 @@ ONLY_QUIC: dict[str, Any] = {
     "congestion": None,
     "idle_timeout": None,
     "quic_keepalive": True,
+    "datagrams": False,
 }
 """Option -> its default."""
 
@@ -61,6 +62,8 @@ def settle_quic_options(options: SessionOptions) -> None:
         One cannot be used, or they contradict one another.
     """
     knobs_of(options)
+    if not isinstance(options.datagrams, bool):
+        raise UsageError(f"datagrams={options.datagrams!r}: must be True or False")
     if not isinstance(options.quic_keepalive, bool):
         raise UsageError(f"quic_keepalive={options.quic_keepalive!r}: must be True or False")
     if options.idle_timeout is not None:
@@ -89,12 +92,13 @@ def refuse_without_quic(options: SessionOptions, url: str) -> None:
 
 
 def knobs_of(options: SessionOptions) -> Knobs:
-    """Return version, cipher suites, groups and congestion controller."""
+    """Return version, cipher suites, groups, congestion controller, and whether DATAGRAM frames are taken."""
     return Knobs.of(
         quic_version=options.quic_version,
         cipher_suites=options.cipher_suites,
         groups=options.groups,
         congestion=options.congestion,
+        datagrams=options.datagrams or options.streams == "flows",  # who speaks MQTT-next reads them
     )
 
 

@@ -129,6 +129,14 @@ class Receiver:
         if self.watched:
             self._on_message(self._message(packet, topic, now))
 
+    def datagram(self, packet: Publish, now: int) -> None:
+        """Take in a PUBLISH at QoS 0 that came in a datagram, on no stream; raises ProtocolError as :meth:`publish`."""
+        stream_id, self._stream_id = self._stream_id, None
+        try:
+            self.publish(packet, now, [])
+        finally:
+            self._stream_id = stream_id
+
     def _resolve_alias(self, packet: Publish) -> str:
         """Return the topic that a PUBLISH with a Topic Alias, or with an empty topic, means (section 3.3.2.3.4)."""
         alias = packet.properties.get("topic_alias")

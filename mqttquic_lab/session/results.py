@@ -21,6 +21,8 @@ class PublishResult:
     """Seconds from handing it to the transport to its last acknowledgement; None at QoS 0."""
     queued: bool = False
     """The session had no connection: the message waits for one, and has gone nowhere yet."""
+    datagram: bool = False
+    """It went in a DATAGRAM frame: whether it arrived, nobody says."""
 
 
 @dataclass(slots=True)
@@ -35,6 +37,8 @@ class PublishSummary:
     """From the first message to the last acknowledgement, or to the last byte handed over at QoS 0."""
     reason_codes: Counter[int] = field(default_factory=Counter)
     """How often each reason code was answered; empty at QoS 0."""
+    datagrams: int = 0
+    """Of `count`, those that went in DATAGRAM frames."""
 
     def add(self, other: PublishSummary) -> PublishSummary:
         """Return both together, as one after the other."""
@@ -43,6 +47,7 @@ class PublishSummary:
             self.payload_bytes + other.payload_bytes,
             self.seconds + other.seconds,
             self.reason_codes + other.reason_codes,
+            self.datagrams + other.datagrams,
         )
 
     @property
@@ -115,6 +120,16 @@ class SessionStats:
     """Messages that belonged to no feed; the newest of them are in ``session.unrouted``."""
     stray: int = 0
     """Acknowledgements for packet identifiers that nothing was waiting under."""
+    datagrams_sent: int = 0
+    """Messages sent in DATAGRAM frames (RFC 9221), counted in `messages_sent` as well."""
+    datagrams_received: int = 0
+    """Messages that came in DATAGRAM frames, counted in `messages_received` as well."""
+    datagrams_lost: int = 0
+    """Of those sent, the ones whose packet counts as lost (RFC 9002 section 6.1); they are not sent again."""
+    datagrams_dropped: int = 0
+    """Of those sent, the ones that never left: the path had become too narrow for them."""
+    datagrams_refused: int = 0
+    """DATAGRAM frames of the broker with anything but one PUBLISH at QoS 0, or before CONNACK."""
     pings: int = 0
     """PINGREQs sent."""
     reconnects: int = 0

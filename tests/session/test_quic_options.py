@@ -34,6 +34,7 @@ GIVEN: dict[str, Any] = {
     "congestion": "cubic",
     "idle_timeout": 5,
     "quic_keepalive": False,
+    "datagrams": True,
 }
 
 
