@@ -110,6 +110,11 @@ class Chronicle:
             self._recorder.freeze()
             self._connection.refresh_report()
 
+    def wrote(self) -> None:
+        """Note that stream data was written, before it is sent."""
+        if self._tap_on:
+            self._recorder.wrote(self._connection.role)
+
     def complete_later(self, fill: Callable[[], None]) -> None:
         """Have `fill` write facts that take long to find out, when the report is looked at for the first time."""
         self._unfilled = fill

@@ -350,6 +350,8 @@ class QuicConnection(Movable):
         self._chronicle.switch_tap()
         now = self._loop.time()
         try:
+            if self._table.has_data:
+                self._chronicle.wrote()
             self._table.flush()
             datagrams = self.engine.datagrams_to_send(now)
         except Exception as error:  # noqa: BLE001 - see receive()

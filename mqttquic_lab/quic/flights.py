@@ -3,8 +3,9 @@
 Packets of the two directions overlap on the wire (an acknowledgement of the first half of a flight leaves before its
 second half arrives), so flights are not told apart by time but by cause: a ServerHello answers the ClientHello before
 it, the client's Finished answers the server's, HANDSHAKE_DONE and session tickets answer the client's Finished
-(RFC 8446 section 2, RFC 9001 section 4), and application data answers the application data that was sent before it.
-Packets that carry acknowledgements only belong to no flight.
+(RFC 8446 section 2, RFC 9001 section 4), and application data answers the application data that was sent before it,
+unless it was written before that came: what needs many packets, or is sent again after a loss, is one flight. Packets
+that carry acknowledgements only belong to no flight.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class FlightRecorder:
         self._frozen = False
         self._packets = 0
         self._named: _Open | None = None
+        self._answering: dict[Side, bool] = {}
 
     def message(self, sender: Side, message_type: int, time: float) -> None:
         """Record a TLS message (HandshakeType) that `sender` sent."""
@@ -115,6 +117,9 @@ class FlightRecorder:
             flight.content.append(PACKET_TYPES[packet_type])
         elif "stream" in kinds:
             flight = self._application(sender, packet_type, time)
+            peer: Side = "server" if sender == "client" else "client"
+            if peer in self._answering and flight.application:
+                self._answering[peer] = False
             if packet_type == "0RTT":
                 self._early += self._expected[sender]
             self._fulfil(flight)
@@ -131,6 +136,14 @@ class FlightRecorder:
         if name not in flight.packets:
             flight.packets.append(name)
         flight.end = max(flight.end, time)
+
+    def wrote(self, sender: Side) -> None:
+        """Note that stream data was written by `sender`, of whom this is known because it is our side.
+
+        Without new data after the peer's, later packets of that side go on with its flight.
+        """
+        if not self._frozen:
+            self._answering[sender] = True
 
     def content(self, sender: Side, name: str, *, sent_already: bool) -> None:
         """Name what the stream data of `sender` is: ``"CONNECT"``.
@@ -233,19 +246,23 @@ class FlightRecorder:
         if sender == "client":
             if packet_type == "0RTT":
                 return self._hello("client", time)
-            if last is not None and last.sender == "server" and last.application:
+            if last is not None and last.sender == "server" and last.application and self._may_answer("client"):
                 flight = self._add("client", time)
             else:
                 flight = self._finish("client", time)
         elif not any(flight.sender == "client" and flight.application for flight in self._flights):
             # Half a round trip after the ClientHello: what 0-RTT data asked for (RFC 9001 section 4.1.4).
             flight = self._hello("server", time)
-        elif last is not None and last.sender == "client" and last.application:
+        elif last is not None and last.sender == "client" and last.application and self._may_answer("server"):
             flight = self._add("server", time)
         else:
             flight = self._finish("server", time)
         flight.application = True
         return flight
+
+    def _may_answer(self, sender: Side) -> bool:
+        """Whether `sender` has written anything since the peer's application data came, or it is not known."""
+        return self._answering.get(sender, True)
 
     def _fulfil(self, flight: _Open) -> None:
         waiting = self._expected[flight.sender]

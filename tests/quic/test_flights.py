@@ -109,6 +109,19 @@ def test_authentication_exchange_adds_round_trips() -> None:
     assert story.recorder.round_trips() == 4
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_data_that_was_written_before_the_answer_came_is_no_answer_to_it(known: bool) -> None:
+    """A message of many packets, or one that is sent again after a loss; only our own side is known to have written."""
+    story = answer(hello(Story()))
+    story.message("client", 20).packet("client", "handshake", "crypto")
+    for _ in range(2):
+        if known:
+            story.recorder.wrote("client")
+        for _ in range(3):
+            story.packet("client", "1RTT", "stream").packet("server", "1RTT", "stream")
+    assert [sender for sender, _, _ in story.ladder()] == ["client", "server"] * (3 if known else 7)
+
+
 def test_a_repeated_client_hello_is_one() -> None:
     story = hello(Story()).packet("client", "initial", "crypto").packet("client", "initial", "crypto")
     assert story.ladder() == [("client", ("Initial",), ("ClientHello",))]
