@@ -171,7 +171,7 @@ class Datagrams(Pipeline):
         """Send a message to the client; returns False if it has to go on a stream."""
         if outgoing.qos or not self.delivers:
             return False
-        message, _, retain, identifiers, _ = outgoing
+        message, _, retain, identifiers = outgoing[:4]
         packet = message.at_most_once(self.version, retain, identifiers, self._server.clock.time())
         size = self._connection.max_datagram_size
         if size is None or len(packet) > size or not self._client.takes(len(packet), count=False):

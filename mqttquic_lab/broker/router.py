@@ -13,7 +13,7 @@ from mqttquic_lab.mqtt import TopicTrie, split_shared
 if TYPE_CHECKING:
     from mqttquic_lab.broker.message import Message
     from mqttquic_lab.broker.pipeline import Pipeline
-    from mqttquic_lab.broker.sessions import Session
+    from mqttquic_lab.broker.sessions import Outgoing, Session
     from mqttquic_lab.mqtt import Subscription, Version
 
 MAX_ROUTES = 8192
@@ -76,6 +76,10 @@ class SharedGroup:
         self.filter = topic_filter
         self.members: dict[Session, Entry] = {}
         self._next = 0
+
+    def is_served_without(self, session: Session) -> bool:
+        """Whether another member is connected."""
+        return any(member.client is not None for member in self.members if member is not session)
 
     def choose(self, message: Message) -> Entry | None:
         """Return the member whose turn it is: round robin among those connected, preferring those that keep up.
@@ -252,9 +256,22 @@ class Router:
                     chosen.identifiers,
                 )
         for group in route.groups:
-            entry = group.choose(message)
-            if entry is not None:
-                identifiers = () if entry.identifier is None else (entry.identifier,)
-                entry.session.deliver(
-                    message, min(message.qos, entry.qos), message.retain and entry.retain_as_published, identifiers
-                )
+            self._share(message, group)
+
+    def hand_on(self, messages: list[Outgoing], now: float) -> int:
+        """Give messages of shared subscriptions to other members; returns how many have somebody now."""
+        return sum(
+            outgoing.group is not None
+            and not outgoing.message.is_expired(now)
+            and self._share(outgoing.message, outgoing.group)
+            for outgoing in messages
+        )
+
+    def _share(self, message: Message, group: SharedGroup) -> bool:
+        entry = group.choose(message)
+        if entry is None:
+            return False
+        identifiers = () if entry.identifier is None else (entry.identifier,)
+        retain = message.retain and entry.retain_as_published
+        entry.session.deliver(message, min(message.qos, entry.qos), retain, identifiers, group)
+        return True

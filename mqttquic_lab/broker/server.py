@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from mqttquic_lab.broker.clock import Clock
     from mqttquic_lab.broker.message import Message
-    from mqttquic_lab.broker.sessions import Session
+    from mqttquic_lab.broker.sessions import Outgoing, Session
     from mqttquic_lab.broker.status import ClientInfo
     from mqttquic_lab.broker.store import Journal
     from mqttquic_lab.mqtt import Will
@@ -392,9 +392,11 @@ class BrokerServer:
 
     def end_stream_session(self, session: Session) -> None:
         """End what belonged to a data stream."""
+        shared = session.shared_left()
         self.router.unsubscribe_all(session)
         session.disconnected()
         session.discard()
+        self._hand_on(shared, ended=True)
         self.changed()
 
     def connection_ended(self, client: Client, will: Will | None) -> None:
@@ -411,8 +413,20 @@ class BrokerServer:
                 self._wills.connection_lost(session, will)
             else:
                 self._wills.withdrawn(session)
+            if session.expiry_interval:
+                self._hand_on(session.take_shared())
             self.sessions.leave(session)
         self.changed()
+
+    def _hand_on(self, messages: list[Outgoing], *, ended: bool = False) -> None:
+        """Give messages of shared subscriptions that their member did not take to others (section 4.8.2)."""
+        if messages:
+            count = self.router.hand_on(messages, self.clock.time())
+            self.counters.shared_returned += count
+            if ended:  # they do not end with the session
+                self.counters.dropped_session -= count
+            elif count < len(messages):
+                self.counters.dropped_queue += len(messages) - count
 
     def publish(self, message: Message, publisher: Session | None) -> None:
         """Retain a message if it says so, and hand it to all who want it."""
@@ -440,7 +454,9 @@ class BrokerServer:
     def _session_ended(self, session: Session) -> None:
         if session.flows is not None:
             session.flows.end()
+        shared = session.shared_left()
         self.router.unsubscribe_all(session)
+        self._hand_on(shared, ended=True)
         self._wills.session_ended(session)
         self.changed()
 

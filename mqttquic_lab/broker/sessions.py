@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.broker.config import BrokerConfig
     from mqttquic_lab.broker.message import Message
     from mqttquic_lab.broker.pipeline import Pipeline
-    from mqttquic_lab.broker.router import Entry
+    from mqttquic_lab.broker.router import Entry, SharedGroup
     from mqttquic_lab.broker.session_flows import SessionFlows
     from mqttquic_lab.broker.status import BrokerStats
     from mqttquic_lab.broker.store.journal import Journal
@@ -39,6 +39,8 @@ class Outgoing(NamedTuple):
     identifiers: tuple[int, ...]
     number: int = 0
     """In the store; 0 in a session that is not kept."""
+    group: SharedGroup | None = None
+    """The shared subscription that it came by: others of it may have the message (MQTT 5.0 section 4.8.2)."""
 
 
 class Backlog:
@@ -151,7 +153,14 @@ class Session:
 
     # --- messages -----------------------------------------------------------------------------------------------
 
-    def deliver(self, message: Message, qos: int, retain: bool, identifiers: tuple[int, ...]) -> None:
+    def deliver(
+        self,
+        message: Message,
+        qos: int,
+        retain: bool,
+        identifiers: tuple[int, ...],
+        group: SharedGroup | None = None,
+    ) -> None:
         """Send a message to the client, now or (QoS 1 and 2) when it can take it."""
         client = self.client
         if (
@@ -168,7 +177,7 @@ class Session:
                     client.way(message.topic).push(packet, 1, len(message.payload))
             return
         number = 0 if self.kept is None else self.kept.add(message, qos, retain, identifiers)
-        outgoing = Outgoing(message, qos, retain, identifiers, number)
+        outgoing = Outgoing(message, qos, retain, identifiers, number, group)
         if client is None or self.queue:
             self._enqueue(outgoing)
             return
@@ -178,7 +187,7 @@ class Session:
 
     def _begin(self, client: Pipeline, outgoing: Outgoing, outbox: Outbox) -> bool:
         """Send a message for the first time; returns False if as much as allowed is under way already."""
-        message, qos, retain, identifiers, _ = outgoing
+        message, qos, retain, identifiers, _, _ = outgoing
         deliveries, kept = self.deliveries, self.kept
         if deliveries.quota == 0:
             return False
@@ -200,7 +209,7 @@ class Session:
 
     def _send(self, client: Pipeline, delivery: Delivery) -> None:
         """Send what Deliveries hands out: a message again, after the client came back, or a postponed one."""
-        message, qos, retain, identifiers, _ = delivery.token
+        message, qos, retain, identifiers, _, _ = delivery.token
         packet_id, kept = delivery.packet_id, self.kept
         assert packet_id is not None
         if kept is not None and not delivery.dup:
@@ -311,6 +320,34 @@ class Session:
             self._backlog.nbytes -= outgoing.message.size
         for outgoing in (*messages, *waiting):
             self._enqueue(outgoing)
+
+    def shared_left(self) -> list[Outgoing]:
+        """Return what others of its shared subscriptions should have now that the session ends, oldest first.
+
+        Not QoS 2 messages that it was sent: it may have passed them on [MQTT-4.8.2-5].
+        """
+        sent: list[Outgoing] = [delivery.token for delivery in self.deliveries.unfinished()]
+        return [
+            *(outgoing for outgoing in sent if outgoing.group is not None and outgoing.qos == 1),
+            *(outgoing for outgoing in self.queue if outgoing.group is not None),
+        ]
+
+    def take_shared(self) -> list[Outgoing]:
+        """Return what waits and another member, who is connected, can have at once; and let go of it."""
+        if not any(outgoing.group is not None for outgoing in self.queue):
+            return []
+        taken: list[Outgoing] = []
+        for outgoing in self.take_queue():
+            if outgoing.group is not None and outgoing.group.is_served_without(self):
+                taken.append(outgoing)
+                if self.kept is not None:
+                    self.kept.remove(outgoing)
+            else:
+                self.queue.append(outgoing)
+                self.queued_bytes += outgoing.message.size
+                self._backlog.count += 1
+                self._backlog.nbytes += outgoing.message.size
+        return taken
 
     def take_queue(self) -> list[Outgoing]:
         """Return what waits, and let go of it."""

@@ -110,6 +110,8 @@ class BrokerStats:
     """Payload bytes of those sent, each copy counted."""
     bytes_in: int = 0
     bytes_out: int = 0
+    shared_returned: int = 0
+    """Messages of shared subscriptions given to another member because the first did not take them."""
     wills_published: int = 0
     takeovers: int = 0
     """Connections ended because their client connected anew (0x8E)."""

@@ -48,7 +48,7 @@ class KeptSession:
         return number
 
     def _change(self, outgoing: Outgoing, packet_id: int, released: int | None) -> None:
-        message, qos, retain, identifiers, number = outgoing
+        message, qos, retain, identifiers, number, _ = outgoing
         journal = self._journal
         journal.delta.deliveries[number] = DeliveryRow(
             number, self.key, journal.number_of(message), qos, retain, identifiers, packet_id, released
