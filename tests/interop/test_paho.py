@@ -12,10 +12,12 @@ import pytest
 from paho.mqtt import packettypes, subscribeoptions
 from paho.mqtt import properties as paho_properties_module
 
+from mqttquic_lab.broker.config import BrokerConfig
+from mqttquic_lab.broker.server import BrokerServer
+from tests.interop.conftest import Listening
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from tests.interop.conftest import Listening
 
 
 # Typed in part only, so that strict checking would refuse calls that paho's own manual shows.
@@ -226,3 +228,38 @@ async def test_a_burst_is_not_lost(listening: Listening, version: str) -> None:
         payloads = [int((await subscriber.message()).payload) for _ in range(5000)]
         assert payloads == list(range(5000))
         assert listening.server.stats().dropped_qos0 == 0
+
+
+@pytest.mark.matrix("large message", note="1 MB")
+async def test_a_large_message(listening: Listening, version: str) -> None:
+    payload = bytes(range(256)) * 4096
+    client = Paho(listening, version, "x")
+    with running(client):
+        await client.start()
+        await client.subscribe("a", 1)
+        await client.publish("a", payload, 1)
+        assert (await client.message()).payload == payload
+
+
+@pytest.mark.matrix("take-over")
+async def test_a_session_is_taken_over(listening: Listening, version: str) -> None:
+    first, second = Paho(listening, version, "same"), Paho(listening, version, "same")
+    first.client.reconnect_delay_set(60, 60)
+    with running(first, second):
+        await first.start()
+        await second.start()
+        await second.publish("a", b"x", 1)
+        assert listening.server.stats().takeovers == 1
+
+
+@pytest.mark.matrix("password")
+async def test_password(version: str) -> None:
+    config = BrokerConfig(quic=False, tls=False, tcp_port=0, users={"ann": "geheim"})
+    async with BrokerServer(config) as server:
+        listening = Listening(server, "mqtt")
+        for password, expected in (("geheim", 0), ("falsch", 0x86)):
+            client = Paho(listening, version, "x")
+            client.client.username_pw_set("ann", password)
+            with running(client):
+                assert await client.start() == (expected, False)
+        assert server.stats().connects_refused == 1
