@@ -269,11 +269,11 @@ class SessionLifecycle(SessionFacts):
         self._connected_at = dt.datetime.now(dt.UTC)
         self._accepted_at = asyncio.get_running_loop().time()
         self.handshake.state = "connected"
-        reason = self._connection.report.fallback_reason
-        if reason:
         no_datagrams = self._datagrams.accepted()
         if no_datagrams is not None:
             self.record_error("datagrams", f"datagrams=True: {no_datagrams}, so all messages go on streams")
+        reason = self._connection.report.fallback_reason
+        if reason:
             self._note("fallback", reason)
             self.record_error("fallback", f"{self.transport.upper()} is used instead of QUIC: {reason}")
         if self.has_been_connected:
@@ -368,9 +368,9 @@ class SessionLifecycle(SessionFacts):
         self._connecting = Connecting(self._channel, options, url)
         self._publisher.move(self._channel)
         self._receiver.restart(self._channel.stream.id)
+        self._datagrams.move(self._channel)
         self._open_streams()
         self._streams.begin()
-        self._datagrams.move(self._channel)
         try:
             await self._connecting.run(first, deadline)
         finally:
