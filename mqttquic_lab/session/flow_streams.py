@@ -290,6 +290,8 @@ class FlowStreams(Streams):
 
     def _begin_server_flow(self, opened: ByteStream, header: FlowHeader | None, rest: bytes) -> None:
         number, table = opened.id or 0, self.book.table
+        if number not in self._unread:
+            return  # the connection was lost, and this is what was on its way
         if header is None:  # mqttv5 need not send one
             del self._unread[number]
             plain = self.add_server_stream(opened)
