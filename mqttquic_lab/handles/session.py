@@ -642,7 +642,9 @@ class Session:
         )
 
     def _instead(self) -> str:
-        return " instead of QUIC" if self._core.connection.report.fallback_reason else ""
+        wanted = self._core.options.streams
+        missed = f", {self.mapping} instead of flows" if wanted == "flows" != self.mapping else ""
+        return (" instead of QUIC" if self._core.connection.report.fallback_reason else "") + missed
 
     # Inside
 

@@ -240,9 +240,10 @@ class Stream:
 
     def __repr__(self) -> str:
         info = self.info
+        flow = "" if info.flow_id is None else f", flow {info.flow_id},"
         return (
-            f"<Stream {self.id} of {self._session.client_id[:60]!r}: {self.state}, {info.messages_in:,} messages in, "
-            f"{info.messages_out:,} out>"
+            f"<Stream {self.id}{flow} of {self._session.client_id[:60]!r}: {self.state}, "
+            f"{info.messages_in:,} messages in, {info.messages_out:,} out>"
         )
 
 

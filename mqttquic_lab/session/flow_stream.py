@@ -42,6 +42,8 @@ class FlowStream(AsyncStream):
         """The flow in the session's table."""
         self.spec = spec or FlowSpec(entry.id, entry.header.flags, entry.header.expire_interval)
         """As it was asked for; flows of the broker are as their header says."""
+        self.resent = 0
+        """Packets that were sent again when it came to its present stream."""
         self.topic = ""
         """The topic that it was opened for, if the session did that."""
         entry.owner_data = self
@@ -154,8 +156,8 @@ class FlowStream(AsyncStream):
             self.publisher.move(self.channel)
         self.subscriber.limits = self._context.limits()
 
-    def go_on(self, *, kept: bool) -> int:
-        """Send again what has no answer, on the present stream; returns how many packets.
+    def go_on(self, *, kept: bool) -> None:
+        """Send again what has no answer, on the present stream.
 
         Parameters
         ----------
@@ -163,11 +165,10 @@ class FlowStream(AsyncStream):
             Whether the broker is to have the state: else subscriptions are made anew. Messages must be in the queue
             then (:meth:`begin_anew`).
         """
-        count = 0
+        self.resent = 0
         if not self._is_shared:
-            count = self._resender.resume(self.channel, self._context.limits().receive_maximum, True)
+            self.resent = self._resender.resume(self.channel, self._context.limits().receive_maximum, True)
         self.subscriber.resume(self.channel, kept)
-        return count
 
     def leave(self) -> None:
         """Leave the stream for another one, with everything that is under way."""

@@ -191,6 +191,11 @@ class FlowStreams(Streams):
                     self.book.settle(change)
             for stream, memory in memories:
                 self._try(stream, lambda s=stream, m=memory: self._begin_again(s, m))  # type: ignore[misc]
+        going_on = [str(stream.entry.id) for stream in waiting if not stream.channel.ended]
+        if going_on:
+            packets = sum(stream.resent for stream in waiting)
+            how = "go on with what both ends have kept" if kept else "began again, clean: the broker had no session"
+            self._note(f"flows {', '.join(going_on)} {how}; {packets} packets sent again")
         for stream in waiting:
             if stream.topic and not stream.channel.ended and self.mapped is not None:
                 self.mapped.adopt(stream.topic, stream)
@@ -215,8 +220,6 @@ class FlowStreams(Streams):
         flags = replace(entry.header.flags, clean=False, abort_if_no_state=insists)
         spec = replace(stream.spec, flow_id=entry.id, flags=flags, unidirectional=stream.unidirectional, insists=False)
         self.open_now(stream.kind, spec=spec)
-        count = len(stream.deliveries)
-        self._note(f"flow {entry.id} goes on on stream {stream.id}; {count} messages are not acknowledged")
 
     def _begin_again(self, stream: FlowStream, memory: Unfinished | None) -> None:
         """Start a flow again of which the broker has nothing: subscribe anew, send anew what was not acknowledged."""
@@ -240,7 +243,6 @@ class FlowStreams(Streams):
         self._add(stream)
         stream.go_on(kept=False)
         stream.send_stranded()
-        self._note(f"flow {entry.id} had no state at the broker and began again, clean, on stream {stream.id}")
 
     def lost(self, *, moving: bool = False) -> None:
         """Take the end of the connection: all flows end abortively (MQoQ 9.13.2)."""
@@ -370,6 +372,7 @@ class FlowStreams(Streams):
 
     def _restart(self, stream: FlowStream, memory: Unfinished | None) -> None:
         """Start a flow again that the broker knows nothing of, as soon as there is a stream to be had."""
+        self._note(f"the broker had no state of flow {stream.entry.id} (NO_FLOW_STATE): it begins again, clean")
         if self.credit(unidirectional=stream.unidirectional) > 0:
             self._try(stream, lambda: self._begin_again(stream, memory))
             return

@@ -207,7 +207,8 @@ class SessionLifecycle(SessionFacts):
         text = f'streams="flows" is not to be had, since {why}: the session uses {instead}, and nothing is recovered'
         self._note("mapping", text)
         self.record_error("streams", text)
-        warn_of(text, StreamMappingWarning)
+        if not self._reconnector.is_retrying:  # else nobody has called
+            warn_of(text, StreamMappingWarning)
 
     # Connecting
 
@@ -234,7 +235,7 @@ class SessionLifecycle(SessionFacts):
         try:
             await session._connecting.run(first, deadline)
         except ConnectError as error:
-            if session._mapping == "flows" and session.profile.name == "generic":
+            if session._mapping == "flows" and session.profile.name == "generic" and error.reason_code is None:
                 error.add_note(
                     'If that broker is mqttv5, which takes no header on the control stream: profile="mqttv5".'
                 )

@@ -112,7 +112,7 @@ async def test_flows_are_recovered(tmp_path: Path) -> None:
         assert (feed.is_active, gone.is_active) == (True, False)
         assert kept.flow is not None
         assert (kept.flow.id, kept.flow.state, kept.flow.recovered) == (2, "open", True)
-        assert not any("began again" in event.detail for event in session.events)
+        assert not any("begins again" in event.detail for event in session.events)
         # A flow that it never had: the session goes on.
         stranger = await session.open_stream(flow_id=40, abort_if_no_state=True)
         async with asyncio.timeout(10):

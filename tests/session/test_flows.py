@@ -231,7 +231,7 @@ async def test_no_flow_state_begins_again_clean() -> None:
         assert stream.flow is not None
         assert (stream.flow.state, stream.flow.recovered, feed.is_active) == ("open", False, True)
         assert [event.detail for event in session.events if event.what == "flow"] == [
-            "flow 2 had no state at the broker and began again, clean, on stream 12"
+            "the broker had no state of flow 2 (NO_FLOW_STATE): it begins again, clean"
         ]
 
 
@@ -460,7 +460,8 @@ async def test_flows_of_the_broker_before_connack_wait_for_it() -> None:
     client, server = memory_pair(transport="quic")
     client.report.alpn = "MQTT-next"
     broker = FlowsBroker(server)
-    opening = asyncio.create_task(AsyncSession.over(client, streams="flows", reconnect=False))
+    options: dict[str, Any] = {"client_id": "back", "clean_start": False, "session_expiry_interval": 60}
+    opening = asyncio.create_task(AsyncSession.over(client, streams="flows", reconnect=False, **options))
     while not broker.inbox:
         await asyncio.sleep(0)
     end = broker.deliver(1, message("t", b"x", 1, 3))
