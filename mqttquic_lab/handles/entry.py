@@ -47,6 +47,9 @@ def connect(target: Any, *, runtime: Literal["thread", "notebook"] | Runtime = "
         Where the session lives: on a thread of its own, so that a busy cell stalls nothing, or on the notebook's own
         loop.
     **options
+        ``streams=`` says how QUIC's streams are used: ``"single"``, ``"per-topic"``, ``"per-publish"``, or ``"flows"``
+        (``MQTT-next``, where the broker speaks it: what is under way on a stream is recovered after a reconnect).
+
         client_id, username, password, keepalive, clean_start, session_expiry_interval, receive_maximum,
         maximum_packet_size, topic_alias_maximum, will, user_properties, properties, version (``"5.0"`` or
         ``"3.1.1"``), ca_file, ssl_context, verify, server_name, timeout, fallback, quic_timeout, tuning, alpn,
