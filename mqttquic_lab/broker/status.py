@@ -58,6 +58,35 @@ class ClientInfo:
     """Messages sent to it in DATAGRAM frames."""
 
 
+REFUSALS = {
+    "connections_refused": "connections refused",
+    "connect_timeouts": "connections without CONNECT",
+    "connects_refused": "CONNECTs refused",
+    "authentications_refused": "authentications refused",
+    "protocol_errors": "protocol errors",
+    "stream_errors": "stream errors",
+    "streams_refused": "streams refused",
+    "datagrams_refused": "datagrams refused",
+    "early_data_rejected": "early data rejected",
+    "replays_refused": "replays refused",
+    "stale_refused": "stale tickets refused",
+    "keepalive_timeouts": "keep-alive timeouts",
+    "publishes_refused": "publishes refused",
+    "deliveries_refused": "deliveries refused",
+    "subscriptions_refused": "subscriptions refused",
+    "retained_refused": "messages not retained",
+    "store_refused": "messages not stored",
+    "store_errors": "store errors",
+    "sessions_evicted": "sessions evicted",
+    "dropped_qos0": "messages dropped at QoS 0",
+    "dropped_queue": "dropped from full queues",
+    "dropped_size": "dropped as too large",
+    "dropped_session": "ended with their session",
+    "expired": "messages expired",
+}
+"""Counter of :class:`BrokerStats` -> words: whatever somebody wanted and did not get."""
+
+
 @dataclass(slots=True)
 class BrokerStats:
     """Counters since the start, and how much is held now."""
@@ -197,6 +226,10 @@ class BrokerStats:
     """Of those, the ones that count as lost (RFC 9002 section 6.1)."""
     datagrams_refused: int = 0
     """DATAGRAM frames from clients with anything but one PUBLISH at QoS 0, or too many before CONNECT."""
+
+    def refusals(self) -> dict[str, int]:
+        """Return what was refused, dropped or cut off: words -> number, zeros included."""
+        return {words: getattr(self, name) for name, words in REFUSALS.items()}
 
     @property
     def dropped(self) -> int:

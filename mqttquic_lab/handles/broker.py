@@ -51,14 +51,16 @@ class Broker(Serving):
         if self._closed:
             return "<Broker: closed>"
         count = len(self.clients())
-        return f"<Broker at {', '.join(self.urls.values())}: {count} client{'s' * (count != 1)}>"
+        refusals = [f"{number} {words}" for words, number in self.stats.refusals().items() if number]
+        notes = f"; {', '.join(refusals)}" if refusals else ""
+        return f"<Broker at {', '.join(self.urls.values())}: {count} client{'s' * (count != 1)}{notes}>"
 
     def _repr_html_(self) -> str:
         from mqttquic_lab.views.summary import broker_html
 
         if self._closed:
             return broker_html({}, state="closed")
-        return broker_html(self.urls, clients=self.clients(), ca_file=self._ca())
+        return broker_html(self.urls, clients=self.clients(), counters=self.stats.refusals(), ca_file=self._ca())
 
     def _ca(self) -> str:
         try:

@@ -146,6 +146,10 @@ def test_a_broker_and_who_is_connected(broker: mq.Broker) -> None:
         assert "shown" in set(broker.frame()["client_id"])
         assert "shown" in broker._repr_html_()
         assert broker.url in repr(broker)
+        with pytest.raises(mq.ConnectRefusedError):
+            mq.connect(broker, auth=_NoMethod())
+        assert "1 CONNECTs refused" in repr(broker)
+        assert "1 CONNECTs refused" in broker._repr_html_()
         assert any(info.client_id == "shown" for info in asyncio.run(broker.aio.clients()))
 
 
@@ -327,3 +331,18 @@ asyncio.run(cell(*ARGUMENTS))
 def test_the_notebooks_own_loop(broker: mq.Broker) -> None:
     done = run(f"ARGUMENTS = {(broker.url, str(broker.ca_file))!r}\n{NOTEBOOK}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "timed out\n", "")
+
+
+class _NoMethod:
+    """A way of authenticating that no broker has."""
+
+    name = "NOBODY'S"
+
+    def start(self) -> _NoMethod:
+        return self
+
+    def step(self, data: bytes | None) -> bytes | None:
+        return None
+
+    def finish(self, data: bytes | None) -> None:
+        return None
