@@ -166,9 +166,10 @@ def tables(cells: Cells) -> str:
         parts.append(f"## {heading}\n\n" + markdown.table(["", *peers], rows))
         for peer in peers:
             mine = [(name, cells[ours, peer, name]) for name in features if (ours, peer, name) in cells]
-            rows = [[name, cell.word, cell.story(), ", ".join(sorted(cell.files))] for name, cell in mine]
-            title = f"### Our {ours}: {peer}"
-            parts.append(f"{title}\n\n" + markdown.table(["", "", "What happened", "Tests"], rows))
+            files = sorted({file for _, cell in mine for file in cell.files})
+            told = [[name, cell.word, story] for name, cell in mine if (story := cell.story())]
+            part = f"### Our {ours}: {peer}\n\nTests: {', '.join(files)}.\n"
+            parts.append(part + ("\n" + markdown.table(["", "", "What happened"], told) if told else ""))
     return "\n".join(parts)
 
 

@@ -142,6 +142,20 @@ async def test_a_shared_subscription(listening: Listening, version: str) -> None
         assert found == {"0", "1", "2", "3"}
 
 
+@pytest.mark.matrix("take-over")
+async def test_a_session_is_taken_over(listening: Listening, version: str) -> None:
+    async with subscriber(listening, version, "-t", "a", "-i", "same", "-q", "1") as first:
+        await listening.subscribed()
+        async with subscriber(listening, version, "-t", "b", "-i", "same", "-q", "1", "-C", "1") as second:
+            await listening.server.wait_for(lambda: listening.server.stats().takeovers >= 1)
+            first.kill()  # it would come back for ever
+            await listening.server.wait_for(
+                lambda: (info := listening.client("same")) is not None and info.subscriptions == ("b",)
+            )
+            await publish(listening, version, "-t", "b", "-m", "x", "-q", "1")
+            assert await second.line() == "b 1 0 x"
+
+
 async def test_between_the_versions(listening: Listening, version: str) -> None:
     other = "mqttv5" if version == "mqttv311" else "mqttv311"
     async with subscriber(listening, version, "-t", "a", "-q", "2", "-C", "1") as program:

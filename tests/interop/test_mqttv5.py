@@ -19,7 +19,7 @@ from tests.helpers.quic import settle
 from tests.interop.quic_peers import mqttv5_broker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -59,13 +59,14 @@ def ca_file(identities: Identities, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.matrix("handshake", "single stream", ours="client", note="no Retry, two round trips to CONNACK")
-async def test_the_handshake(broker: QuicPeer, ca_file: Path) -> None:
+@pytest.mark.matrix("handshake", "single stream", ours="client")
+async def test_the_handshake(broker: QuicPeer, ca_file: Path, record_property: Callable[[str, object], None]) -> None:
     async with await AsyncSession.open(broker.url, ca_file=ca_file) as session:
         report = session.handshake
         assert (session.transport, report.alpn, report.quic_version) == ("quic", "mqtt", "QUIC v1")
         assert report.verification == "verified"
         assert (report.retry, report.round_trips) == (False, 2)
+        record_property("matrix handshake", f"no Retry, {report.round_trips} round trips to CONNACK")
         parameters = report.remote_transport_parameters
         assert (parameters["initial_max_streams_bidi"], parameters["initial_max_streams_uni"]) == (100, 100)
         assert parameters["max_datagram_frame_size"] == 65535
@@ -136,6 +137,20 @@ async def test_will_and_take_over(broker: QuicPeer, ca_file: Path) -> None:
         assert caught.value.reason_code == ReasonCode.SESSION_TAKEN_OVER
 
 
+@pytest.mark.matrix("shared subscription", ours="client")
+async def test_a_shared_subscription(broker: QuicPeer, ca_file: Path, version: str) -> None:
+    async with AsyncExitStack() as stack:
+        members = [
+            await stack.enter_async_context(await AsyncSession.open(broker.url, ca_file=ca_file, version=version))
+            for _ in range(2)
+        ]
+        feeds = [await member.subscribe("$share/g/a", 1) for member in members]
+        for number in range(10):
+            await members[0].publish("a", str(number), 1)
+        await settle(lambda: sum(feed.total for feed in feeds) == 10)
+        assert all(feed.total for feed in feeds)
+
+
 @pytest.mark.matrix("session resumed", ours="client", note="what waited comes right after CONNACK")
 async def test_a_session_is_resumed(broker: QuicPeer, ca_file: Path) -> None:
     kept = {"ca_file": ca_file, "client_id": "lasting", "clean_start": False, "session_expiry_interval": 300}
@@ -157,7 +172,13 @@ async def test_a_session_is_resumed(broker: QuicPeer, ca_file: Path) -> None:
 )
 @pytest.mark.matrix("resumption", "0-RTT", ours="client")
 async def test_resumption_and_early_data(
-    identities: Identities, tmp_path: Path, ca_file: Path, option: list[str], early_data: str, round_trips: int
+    identities: Identities,
+    tmp_path: Path,
+    ca_file: Path,
+    option: list[str],
+    early_data: str,
+    round_trips: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     tickets = TicketStore()
     early: dict[str, Any] = {"early_data": "publish", "publish_early": [("a", str(qos), qos) for qos in (1, 2)]}
@@ -173,6 +194,8 @@ async def test_resumption_and_early_data(
         session = await connect(**early)
         report = session.handshake
         assert (report.resumed, report.early_data, report.round_trips) == (True, early_data, round_trips)
+        how = "with --quic-early-data" if option else "without"
+        record_property("matrix 0-RTT", f"{how}: {early_data}, {round_trips} round trips to CONNACK")
         assert [result.reason_code for result in await session.early_published()] == [0, 0]
         await session.publish("a", "last", 2)
         await settle(lambda: b"last" in set(feed.df["payload"]))

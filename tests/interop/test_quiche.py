@@ -11,6 +11,7 @@ import pytest
 from mqttquic_lab.broker.config import BrokerConfig
 from mqttquic_lab.broker.server import BrokerServer
 from mqttquic_lab.errors import AlpnError, CertificateError, DisconnectedError
+from mqttquic_lab.mqtt import Will
 from mqttquic_lab.net.address import parse_url
 from mqttquic_lab.quic.tickets import TicketStore
 from mqttquic_lab.session import AsyncSession
@@ -21,7 +22,7 @@ from tests.interop.test_paho import Paho
 from tests.interop.test_paho import running as paho_running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -65,20 +66,15 @@ def ca_file(identities: Identities, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.matrix(
-    "handshake",
-    "single stream",
-    ours="client",
-    peer="mosquitto behind quiche",
-    note="a Retry, so three round trips to CONNACK",
-)
-async def test_the_handshake(broker: QuicPeer, ca_file: Path) -> None:
+@pytest.mark.matrix("handshake", "single stream", ours="client", peer="mosquitto behind quiche")
+async def test_the_handshake(broker: QuicPeer, ca_file: Path, record_property: Callable[[str, object], None]) -> None:
     async with await AsyncSession.open(broker.url, ca_file=ca_file) as session:
         report = session.handshake
         assert (session.transport, report.alpn, report.quic_version) == ("quic", "mqtt", "QUIC v1")
         assert report.verification == "verified"
         # It validates every address by a Retry, which costs one round trip more.
         assert (report.retry, report.round_trips) == (True, 3)
+        record_property("matrix handshake", f"a Retry, so {report.round_trips} round trips to CONNACK")
         assert report.remote_transport_parameters["initial_max_streams_bidi"] == 100
         assert await session.ping() > 0
 
@@ -130,6 +126,19 @@ async def test_retained(broker: QuicPeer, ca_file: Path, version: str) -> None:
         assert (message.payload, message.qos, message.retain) == (b"kept", 1, True)
 
 
+@pytest.mark.matrix("will", "take-over", ours="client", peer="mosquitto behind quiche")
+async def test_will_and_take_over(broker: QuicPeer, ca_file: Path, version: str) -> None:
+    async with await AsyncSession.open(broker.url, ca_file=ca_file) as watcher:
+        feed = await watcher.subscribe("will/#", 1)
+        options: dict[str, Any] = {"ca_file": ca_file, "client_id": "x", "version": version, "reconnect": False}
+        first = await AsyncSession.open(broker.url, will=Will("will/x", b"gone", 1), **options)
+        async with await AsyncSession.open(broker.url, **options):
+            await feed.wait(1)
+            assert feed.log.message(0).payload == b"gone"
+            assert isinstance(await first.wait_closed(), DisconnectedError)
+        await first.close()
+
+
 @pytest.mark.matrix("session resumed", ours="client", peer="mosquitto behind quiche")
 async def test_a_session_is_resumed(broker: QuicPeer, ca_file: Path) -> None:
     kept = {"ca_file": ca_file, "client_id": "lasting", "clean_start": False, "session_expiry_interval": 300}
@@ -147,7 +156,9 @@ async def test_a_session_is_resumed(broker: QuicPeer, ca_file: Path) -> None:
 
 
 @pytest.mark.matrix("0-RTT", ours="client", peer="mosquitto behind quiche", refused=True)
-async def test_early_data_that_is_refused_is_sent_again_once(broker: QuicPeer, ca_file: Path) -> None:
+async def test_early_data_that_is_refused_is_sent_again_once(
+    broker: QuicPeer, ca_file: Path, record_property: Callable[[str, object], None]
+) -> None:
     """Its tickets allow 0-RTT, but it has a new key for every connection; and every connection begins with a Retry."""
     tickets = TicketStore()
     async with await AsyncSession.open(broker.url, ca_file=ca_file, tickets=tickets) as watcher:
@@ -157,6 +168,7 @@ async def test_early_data_that_is_refused_is_sent_again_once(broker: QuicPeer, c
         async with await AsyncSession.open(broker.url, ca_file=ca_file, tickets=tickets, **early) as session:
             report = session.handshake
             assert (report.resumed, report.early_data, report.retry) == (False, "rejected", True)
+            record_property("matrix", f"{report.early_data} behind a Retry, then sent again: each message comes once")
             assert len(await session.early_published()) == 3
             await session.publish("a", "last", 2)
         await settle(lambda: b"last" in set(feed.df["payload"]))
@@ -269,6 +281,19 @@ async def test_retained_and_will(relayed: Relayed, version: str) -> None:
             await relayed.subscribed(3)
             lost.kill()
             assert await watcher.line() == "will/x 2 0 gone"
+
+
+@pytest.mark.matrix("shared subscription", ours="broker", peer="mosquitto_pub/sub behind quiche")
+async def test_a_shared_subscription(relayed: Relayed, version: str) -> None:
+    async with AsyncExitStack() as stack:
+        members = [
+            await stack.enter_async_context(subscriber(relayed, version, "-t", "$share/g/a", "-C", "2"))
+            for _ in range(2)
+        ]
+        await relayed.subscribed(2)
+        for number in range(4):
+            await publish(relayed, version, "-t", "a", "-m", str(number))
+        assert {(await member.line())[-1] for member in members for _ in range(2)} == {"0", "1", "2", "3"}
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])

@@ -18,7 +18,7 @@ from mqttquic_lab.quic.tickets import TicketStore
 from tests.helpers.quic import HANG, Inbox, echo, serving, settle
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from tests.helpers.certs import Identities
 
@@ -114,7 +114,9 @@ class Tickets:
 
 @pytest.mark.parametrize("retry", [False, True])
 @pytest.mark.matrix("0-RTT", "resumption", ours="client")
-async def test_early_data_to_their_server(identities: Identities, retry: bool) -> None:
+async def test_early_data_to_their_server(
+    identities: Identities, retry: bool, record_property: Callable[[str, object], None]
+) -> None:
     theirs, store = Tickets(), TicketStore()
     options = {"session_ticket_fetcher": theirs.pop, "session_ticket_handler": theirs.add, "retry": retry}
     async with their_server(identities, **options) as port:
@@ -124,6 +126,9 @@ async def test_early_data_to_their_server(identities: Identities, retry: bool) -
             client = await open_quic(address, trust=identities.trust, tickets=store, early_data=b"hello" * 1000)
             assert await Inbox(client.control).read(5000) == b"hello" * 1000
             assert (client.report.early_data, client.report.retry) == (expected, retry)
+            known = "with a ticket that it has forgotten" if theirs.forgets else "with one of its tickets"
+            if expected != "not offered":
+                record_property("matrix 0-RTT", f"{expected} {known}{' and a Retry' * retry}")
             await settle(lambda client=client: bool(client.report.tickets))  # type: ignore[misc]
             await client.close()
 

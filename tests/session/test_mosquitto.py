@@ -100,6 +100,57 @@ async def test_every_qos(mosquitto: Mosquitto, scheme: str, version: str) -> Non
         assert session.errors == []
 
 
+@pytest.mark.parametrize("version", ["5.0", "3.1.1"])
+@pytest.mark.parametrize("scheme", ["mqtt", "mqtts"])
+@pytest.mark.matrix("retained")
+async def test_retained(mosquitto: Mosquitto, scheme: str, version: str) -> None:
+    async with await mosquitto.open(scheme, version=version) as session:
+        await session.publish("a/b", "kept", 1, retain=True)
+        feed = await session.subscribe("a/#", 1)
+        await hang(feed.wait(1))
+        message = feed.log.message(0)
+        assert (message.payload, message.qos, message.retain) == (b"kept", 1, True)
+
+
+@pytest.mark.parametrize("version", ["5.0", "3.1.1"])
+@pytest.mark.matrix("shared subscription")
+async def test_a_shared_subscription(mosquitto: Mosquitto, version: str) -> None:
+    async with await mosquitto.open(version=version) as one, await mosquitto.open("mqtts", version=version) as other:
+        feeds = [await session.subscribe("$share/g/a", 1) for session in (one, other)]
+        for number in range(10):
+            await one.publish("a", str(number), 1)
+        await hang(asyncio.gather(one.ping(), other.ping()))
+        assert sorted(int(p) for feed in feeds for p in feed.df["payload"]) == list(range(10))
+        assert all(feed.total for feed in feeds)
+
+
+@pytest.mark.parametrize("scheme", ["mqtt", "mqtts"])
+@pytest.mark.matrix("session resumed", note="what waited comes right after CONNACK")
+async def test_a_session_is_resumed(mosquitto: Mosquitto, scheme: str) -> None:
+    kept: dict[str, Any] = {"client_id": "lasting", "clean_start": False, "session_expiry_interval": 300}
+    first = await mosquitto.open(scheme, **kept)
+    await first.subscribe("a", 2)
+    await hang(first.close())
+    async with await mosquitto.open(scheme) as publisher:
+        for qos in (1, 2):
+            await publisher.publish("a", str(qos), qos)
+    async with await mosquitto.open(scheme, **kept) as again:
+        assert again.handshake.session_present
+        await hang(again.ping())
+        assert sorted(again.unrouted.frame()["payload"]) == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("scheme", ["mqtt", "mqtts"])
+@pytest.mark.matrix("large message", note="5 MB there and back")
+async def test_a_large_message(mosquitto: Mosquitto, scheme: str) -> None:
+    payload = bytes(range(256)) * 20_000
+    async with await mosquitto.open(scheme) as session:
+        feed = await session.subscribe("a", 1, decode="raw")
+        await session.publish("a", payload, 1)
+        await hang(feed.wait(1))
+        assert feed.log.message(0).payload == payload
+
+
 async def test_overlapping_subscriptions(mosquitto: Mosquitto) -> None:
     async with await mosquitto.open() as session:
         feeds = [await session.subscribe(f, 1) for f in ("a/#", "a/b", "+/b", "a/b")]
