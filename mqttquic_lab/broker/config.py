@@ -104,6 +104,11 @@ class BrokerConfig:
     store_sync : {"full", "normal"}
         ``"full"``: what is acknowledged survives a power cut. ``"normal"``: it survives the end of the process, however
         sudden, and is faster on slow disks.
+    trace : bool
+        Record every control packet in ``broker.trace``: its type and size, from or to whom; it can be switched while
+        the broker runs (``broker.trace.detail``). Not with a broker in a process of its own.
+    trace_capacity : int
+        Events that it holds.
     sys_interval : float, str or None
         Seconds between two accounts of the broker's figures in its ``$SYS`` topics; 0 or None for none. See
         :mod:`mqttquic_lab.broker.sys_topics`.
@@ -188,6 +193,8 @@ class BrokerConfig:
     auth_methods: Sequence[str | ServerMethod] | Mapping[str, Any] = field(default=(), repr=False)
     store: str | os.PathLike[str] | None = None
     store_sync: Literal["full", "normal"] = "full"
+    trace: bool = False
+    trace_capacity: int = 4096
     sys_interval: float | str | None = 10.0
     max_connections: int = 1000
     max_sessions: int = 10_000
@@ -236,6 +243,8 @@ class BrokerConfig:
             self._need(f"{transport}_port", port is None or 0 <= port <= 65535, "must be 0 to 65535, or None")
         if self.users is not None and self.authenticate is not None:
             raise UsageError("give either users or authenticate, not both")
+        self._need("trace", isinstance(self.trace, bool), "must be True or False")
+        self._need("trace_capacity", self.trace_capacity >= 1, "must be at least 1 event")
         self.sys_interval = parse_seconds(self.sys_interval or 0, name="sys_interval")
         settle_quic_options(self)
 

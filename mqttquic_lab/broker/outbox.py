@@ -20,8 +20,10 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
+from mqttquic_lab.broker.tracing import note_sent
 from mqttquic_lab.errors import LabError
 from mqttquic_lab.mqtt import ConnAck
+from mqttquic_lab.trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +43,11 @@ class Holdable:
     """Something that can be kept from reading: a client. See :class:`mqttquic_lab.broker.client.Client`."""
 
     __slots__ = ()
+
+    @property
+    def client_id(self) -> str:
+        """Whose it is; empty before CONNECT was accepted."""
+        raise NotImplementedError
 
     def block(self, reason: object) -> None:
         """Stop reading until every reason has been taken back."""
@@ -66,6 +73,8 @@ class FlushQueue:
         self.waiting: list[Outbox] = []
         self.journal: Journal | None = None
         """The store's, where the broker has one."""
+        self.trace = Trace()
+        """The broker's."""
         self.in_batch = False
         """Whether packets are being worked on."""
         self._recorded = 0
@@ -204,6 +213,9 @@ class Outbox:
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         self._parts = []
         self._stats.packets_out += len(parts)
+        trace = self._flushes.trace
+        if trace.detail:
+            note_sent(trace, self._owner.client_id, self._stream.id, parts)
         messages, self._messages = self._messages, 0
         journal = self._journal
         if journal is not None and (self._is_unsettled or self._unsettled):

@@ -18,6 +18,7 @@ from mqttquic_lab.broker.early import EarlyPublish, marked
 from mqttquic_lab.broker.message import Message, named
 from mqttquic_lab.broker.outbox import Holdable, Outbox
 from mqttquic_lab.broker.subscribing import RetainedDelivery, subscribe, unsubscribe
+from mqttquic_lab.broker.tracing import note_received
 from mqttquic_lab.errors import MalformedPacketError, ProtocolError
 from mqttquic_lab.mqtt import (
     PacketDecoder,
@@ -156,6 +157,9 @@ class Pipeline(Holdable):
             packets = error.packets
             self._failure = error
         self._stats.packets_in += len(packets)
+        trace = self._server.trace
+        if trace.detail:
+            note_received(trace, self.client_id, self.stream.id if self.stream is not None else None, packets)
         if self.state in UNKNOWN and self._decoder.buffered > MAX_CONNECT:
             self._failure = ProtocolError(
                 f"CONNECT or AUTH of more than {MAX_CONNECT} bytes", reason_code=ReasonCode.PACKET_TOO_LARGE
@@ -431,6 +435,11 @@ class Pipeline(Holdable):
     def divert(self, outgoing: Outgoing) -> bool:
         """Hand a message to a flow of ours that has a session of its own; returns whether there is one."""
         return False
+
+    @property
+    def client_id(self) -> str:
+        """Whose it is; empty before CONNECT was accepted."""
+        return self.session.client_id if self.session is not None else ""
 
     def way(self, topic: str) -> Outbox:
         """Return where messages of a topic go out that :meth:`divert` leaves."""

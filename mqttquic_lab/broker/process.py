@@ -33,6 +33,8 @@ from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutErr
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mqttquic_lab.trace import Trace
+
 START_TIMEOUT = 30.0
 """Seconds a child may take until it listens; importing aioquic on a slow machine takes a few."""
 STOP_TIMEOUT = 5.0
@@ -63,6 +65,10 @@ class BrokerProcess:
             raise UsageError(
                 "authenticate= is a function and cannot be moved to another process: use users={name: password}, or "
                 "run the broker in this process"
+            )
+        if self.config.trace:
+            raise UsageError(
+                "trace=True: a broker in another process cannot be looked at that closely; run it in this one"
             )
         if callable(self.config.acl):
             raise UsageError(
@@ -188,6 +194,17 @@ class BrokerProcess:
         if self._ca_file is None:
             raise UsageError("this broker has no certificate: it listens neither on QUIC nor on TLS")
         return self._ca_file
+
+    @property
+    def trace(self) -> Trace:
+        """Not to be had.
+
+        Raises
+        ------
+        UsageError
+            Always: the trace is in the other process.
+        """
+        raise UsageError("a broker in another process has no trace here: run it in this one")
 
     def clients(self) -> list[ClientInfo]:
         """Return the connected clients, in the order in which they connected."""

@@ -31,6 +31,7 @@ from mqttquic_lab.errors import PortInUseError, UsageError
 from mqttquic_lab.mqtt import ReasonCode
 from mqttquic_lab.mqtt.profiles import profile_named
 from mqttquic_lab.net.certificates import CertificateAuthority
+from mqttquic_lab.trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -97,6 +98,9 @@ class BrokerServer:
             self.config.max_retained, self.config.max_retained_bytes, self.config.max_topic_levels
         )
         self.flushes = FlushQueue()
+        self.trace = Trace(self.config.trace_capacity, detail=self.config.trace)
+        """Control packets, while its ``detail`` is set: from and to whom, of which type and size."""
+        self.flushes.trace = self.trace
         self.sys_topics: SysTopics
         self.sessions: SessionStore
         self._wills: Wills

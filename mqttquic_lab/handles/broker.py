@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from mqttquic_lab.broker import BrokerProcess, BrokerServer, BrokerStats, ClientInfo
+    from mqttquic_lab.trace import Trace
 
 
 class Broker(Serving):
@@ -31,6 +32,17 @@ class Broker(Serving):
     def stats(self) -> BrokerStats:
         """Counters since the start, and how much is held now."""
         return self._caller.look(self._core.stats)
+
+    @property
+    def trace(self) -> Trace:
+        """Control packets from and to clients, while ``broker.trace.detail`` is set (``start_broker(trace=True)``).
+
+        Raises
+        ------
+        UsageError
+            The broker runs in a process of its own.
+        """
+        return self._core.trace
 
     def frame(self) -> pd.DataFrame:
         """Return :meth:`clients` as a DataFrame."""
