@@ -22,7 +22,7 @@ from mqttquic_lab.broker.early import marked
 from mqttquic_lab.broker.pipeline import PINGRESP, Pipeline
 from mqttquic_lab.broker.quic_options import takes_datagrams
 from mqttquic_lab.errors import MalformedPacketError, ProtocolError
-from mqttquic_lab.mqtt import Disconnect, PacketDecoder, PingReq
+from mqttquic_lab.mqtt import Connect, Disconnect, PacketDecoder, PingReq, ReasonCode
 from mqttquic_lab.mqtt.datagram import NOT_MQTT, READS_DATAGRAMS, read_datagram
 from mqttquic_lab.mqtt.flow_codes import ConnectionCode
 from mqttquic_lab.mqtt.state import ConnectionState
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.broker.client import Client
     from mqttquic_lab.broker.server import BrokerServer
     from mqttquic_lab.broker.sessions import Outgoing
-    from mqttquic_lab.mqtt import Connect, Packet
+    from mqttquic_lab.mqtt import Packet
     from mqttquic_lab.net.stream import Connection
 
 MAX_EARLY: Final = 64
@@ -218,11 +218,15 @@ class Mqttv5Datagrams(Datagrams):
     def _on_pingreq(self, packet: PingReq) -> None:
         self.answers.write(PINGRESP, settled=True)
 
+    def _on_connect(self, packet: Connect) -> None:
+        self._client.disconnect(ReasonCode.PROTOCOL_ERROR, "CONNECT in a datagram", "protocol error")
+
     def _on_disconnect(self, packet: Disconnect) -> None:
         self._client.end_by(packet)
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         **Pipeline.HANDLERS,
+        Connect: _on_connect,
         PingReq: _on_pingreq,
         Disconnect: _on_disconnect,
     }

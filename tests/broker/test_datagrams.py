@@ -280,10 +280,18 @@ async def test_mqttv5_obeys_disconnect_in_a_datagram(mqttv5: tuple[Bench, Peer, 
     assert bench.server.stats().protocol_errors == 0
 
 
-@pytest.mark.parametrize("data", [b"\xff" * 5, b"\x30\x80\x80\x80\x80\x80", b"\x30", Connect("x").encode()])
+@pytest.mark.parametrize("data", [b"\xff" * 5, b"\x30\x80\x80\x80\x80\x80", b"\x30", b"garbage"])
 async def test_mqttv5_closes_because_of_garbage(mqttv5: tuple[Bench, Peer, Peer], data: bytes) -> None:
     _, _, writer = mqttv5
     send(writer, data)
+    await writer.closed()
+    assert ends(writer)[1].close_code == ConnectionCode.PROTOCOL_L0
+
+
+async def test_mqttv5_tells_who_sends_connect_in_a_datagram(mqttv5: tuple[Bench, Peer, Peer]) -> None:
+    _, _, writer = mqttv5
+    send(writer, Connect("again").encode())
+    assert (await writer.expect(Disconnect)).reason_code == 0x82
     await writer.closed()
     assert ends(writer)[1].close_code == ConnectionCode.PROTOCOL_L0
 
