@@ -114,9 +114,10 @@ class SessionFacts:
     @property
     def feeds(self) -> tuple[AsyncFeed, ...]:
         """Feeds that were not unsubscribed, oldest first."""
-        if not (self._streams.streams or self._streams.carried):
+        others = self._streams.feeds()
+        if not others:
             return tuple(self._subscriber.feeds)
-        return tuple(sorted((*self._subscriber.feeds, *self._streams.feeds()), key=lambda feed: feed.number))
+        return tuple(sorted((*self._subscriber.feeds, *others), key=lambda feed: feed.number))
 
     @property
     def streams(self) -> tuple[StreamInfo, ...]:

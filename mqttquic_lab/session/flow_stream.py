@@ -15,6 +15,8 @@ from mqttquic_lab.session.resending import Resender
 from mqttquic_lab.session.stream import AsyncStream
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mqttquic_lab.errors import LabError
     from mqttquic_lab.mqtt import Deliveries, Delivery, Flow, FlowHeader, Packet
     from mqttquic_lab.net.stream import ByteStream
@@ -190,12 +192,12 @@ class FlowStream(AsyncStream):
         """Belong to another connection, if still without a stream on it."""
         self._streams, self._context, self._on_over = streams, streams.context, streams.over
 
-    def cannot_go_on(self, error: LabError) -> None:
-        """Take that there is no stream to go on with."""
+    def cannot_go_on(self, error: LabError, memory: Unfinished | None = None) -> None:
+        """Take that there is no stream to go on with; `memory` is what was under way, if the table has forgotten it."""
         self.channel.reason = error
         self.give_up()
-        for delivery in self.deliveries.clear() if not (self._is_shared or self.is_kept) else ():
-            delivery.token.lost(self.channel.gone("a message was not acknowledged"))
+        if memory is not None:
+            self.fail_messages((*(delivery for delivery, _ in memory[0]), *memory[1]))
         if not self.is_kept:
             self.subscriber.end_all(error)
 
@@ -230,7 +232,7 @@ class FlowStream(AsyncStream):
             self._resender.suspend(self.channel.gone)
         self.subscriber.lost()
 
-    def fail_messages(self, given_up: tuple[Delivery, ...]) -> None:
+    def fail_messages(self, given_up: Iterable[Delivery]) -> None:
         """Tell who waits for messages that went with the flow's state."""
         for delivery in given_up:
             delivery.token.lost(self.channel.gone(f"the message on {delivery.topic!r} was not acknowledged"))

@@ -190,7 +190,7 @@ class FlowStreams(Streams):
                 if change.flow is not None and not change.flow.is_ours:
                     self.book.settle(change)
             for stream, memory in memories:
-                self._try(stream, lambda s=stream, m=memory: self._begin_again(s, m))  # type: ignore[misc]
+                self._try(stream, lambda s=stream, m=memory: self._begin_again(s, m), memory)  # type: ignore[misc]
         going_on = [str(stream.entry.id) for stream in waiting if not stream.channel.ended]
         if going_on:
             packets = sum(stream.resent for stream in waiting)
@@ -205,12 +205,18 @@ class FlowStreams(Streams):
             opened.resume_reading()
         self.book.arm()
 
-    def _try(self, stream: FlowStream, work: Callable[[], object]) -> None:
+    def _try(self, stream: FlowStream, work: Callable[[], object], memory: Unfinished | None = None) -> None:
         try:
             work()
         except UsageError as error:
             self.context.record("flows", error)
-            stream.cannot_go_on(error)
+            stream.cannot_go_on(error, memory)
+
+    @property
+    def subscribers(self) -> list[Subscriber]:
+        """Those of all flows, of those that wait to be recovered too."""
+        waiting = [stream.subscriber for stream in self.book.waiting if stream.kind != "server"]
+        return [*super().subscribers, *(subscriber for subscriber in waiting)]
 
     def _recover(self, stream: FlowStream) -> None:
         """Go on with a flow from the state that both ends have kept (MQoQ 9.15)."""
@@ -374,7 +380,7 @@ class FlowStreams(Streams):
         """Start a flow again that the broker knows nothing of, as soon as there is a stream to be had."""
         self._note(f"the broker had no state of flow {stream.entry.id} (NO_FLOW_STATE): it begins again, clean")
         if self.credit(unidirectional=stream.unidirectional) > 0:
-            self._try(stream, lambda: self._begin_again(stream, memory))
+            self._try(stream, lambda: self._begin_again(stream, memory), memory)
             return
 
         async def later() -> None:
@@ -383,9 +389,16 @@ class FlowStreams(Streams):
                     await self.wait_for_credit(unidirectional=stream.unidirectional)
                 self._begin_again(stream, memory)
             except TimeoutError:
-                stream.cannot_go_on(OperationTimeoutError(f"no stream became free for flow {stream.entry.id}"))
-            except LabError as error:
-                stream.cannot_go_on(error)
+                error: LabError = OperationTimeoutError(f"no stream became free for flow {stream.entry.id}")
+            except LabError as gone:
+                error = gone
+            except asyncio.CancelledError:
+                stream.cannot_go_on(self.context.control.gone("the flow could not begin again"), memory)
+                raise
+            else:
+                return
+            self.context.record("flows", error)
+            stream.cannot_go_on(error, memory)
 
         task = asyncio.get_running_loop().create_task(later(), name="mqttquic-flow-restart")
         self._restarts.add(task)

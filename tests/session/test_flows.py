@@ -247,6 +247,36 @@ async def test_a_flow_that_begins_again_waits_for_credit() -> None:
         assert stream.state == "open"
 
 
+async def test_a_flow_that_cannot_begin_again_tells_who_waits() -> None:
+    async with scripted_flows(credit=2) as (session, broker):
+        stream, end = await opened_flow(session, broker)
+        feed = await subscribed(stream, end, "t")
+        publishing = asyncio.create_task(stream.publish("u", "x", qos=1))
+        await end.expect(Publish)
+        await hang(stream.take_over())
+        (await broker.flow(8)).stream.reset(StreamCode.NO_FLOW_STATE)
+        while not any("NO_FLOW_STATE" in event.detail for event in session.events):
+            await asyncio.sleep(0)
+        broker.connection.control.end()  # no credit comes any more, nor anything else
+        with pytest.raises(StreamClosedError):
+            await hang(publishing)
+        assert not feed.is_active
+        await hang(session.wait_closed())
+
+
+async def test_a_flow_without_a_stream_can_be_unsubscribed() -> None:
+    async with scripted_flows() as (session, broker):
+        stream, end = await opened_flow(session, broker)
+        feed = await subscribed(stream, end, "t")
+        await stream.abort()
+        assert list(session.feeds) == [feed]
+        await hang(session.unsubscribe(feed))
+        assert list(session.feeds) == []
+        await hang(stream.take_over())
+        again = await broker.flow(8)
+        assert (await again.expect(Unsubscribe)).filters == ("t",)
+
+
 async def test_who_insists_on_state_gets_that_or_an_error() -> None:
     async with scripted_flows() as (session, broker):
         stream, end = await opened_flow(session, broker, flow_id=8, abort_if_no_state=True)

@@ -12,7 +12,8 @@ import pytest
 
 from mqttquic_lab.broker import BrokerConfig, BrokerServer
 from mqttquic_lab.errors import DisconnectedError, StreamClosedError, StreamMappingWarning, UsageError
-from mqttquic_lab.mqtt import FlowFlags
+from mqttquic_lab.mqtt import FlowFlags, FlowHeader
+from mqttquic_lab.quic.tickets import TicketStore
 from mqttquic_lab.session import AsyncSession, Backoff
 from tests.helpers.lossy import Ills, LossyRelay
 from tests.session.scripted import hang
@@ -415,6 +416,44 @@ async def test_as_many_flows_as_the_broker_takes_streams() -> None:
         await hang(session.reconnect())
         assert sum(info.state == "open" for info in session.flows) == 128
         await hang(flows[1].publish("a", "2", qos=1))
+
+
+async def test_level_0_the_broker_closes_the_connection_and_says_why() -> None:
+    async with flowing() as (session, _, _):
+        flow = await session.open_stream(priority=1)
+        await hang(flow.take_over())
+        assert flow.info.priority == 1
+        session.connection.open_stream().write(FlowHeader.control().encode())  # type: ignore[attr-defined]
+        while session.state == "connected":
+            publishing = asyncio.create_task(flow.publish("t", "x", qos=2))
+            await asyncio.sleep(0)
+            await asyncio.wait([publishing])
+        with pytest.raises(DisconnectedError, match=r"PROTOCOL_L0 \(0xB4\).*MQoQ draft section 12\.1"):
+            await hang(publishing)
+        assert "0xB4" in str(await hang(session.wait_closed()))
+        assert session.close_info is not None
+        assert session.close_info.name.startswith("PROTOCOL_L0")
+
+
+@pytest.mark.parametrize("sub", ["flow", "control"])
+async def test_flows_at_our_broker_with_the_rules_of_mqttv5(sub: str) -> None:
+    tickets = TicketStore()
+    options: dict[str, Any] = {"profile": "mqttv5", "tickets": tickets, "early_data": True}
+    async with flowing(profile="mqttv5", options=options) as (session, other, _):
+        flow = await session.open_stream()
+        assert flow.id & 2
+        feed = await (flow if sub == "flow" else session).subscribe("t/#", qos=2)
+        for number in range(3):
+            await hang(asyncio.gather(*(session.publish(f"t/{n}", str(number), qos=2) for n in range(4))))
+            await other.publish("t/x", str(number), qos=1)
+            await hang(feed.wait(5 * (number + 1)))
+            await pulled(session)
+            await hang(session.reconnect())
+            assert feed.is_active
+        assert session.handshake.early_data == "accepted"
+        await hang(flow.publish("t/y", "end", qos=1))
+        await hang(feed.wait(16))
+        assert Counter(payloads(feed)) == Counter({"0": 5, "1": 5, "2": 5, "end": 1})
 
 
 # Without flows

@@ -336,6 +336,28 @@ async def test_streams_of_others_are_refused() -> None:
         assert not await broker.sync(session)
 
 
+@pytest.mark.parametrize("code", [None, 7])
+async def test_an_abortive_end_costs_the_stream_only(code: int | None) -> None:
+    async with scripted_streams() as (session, broker):
+        stream, end = await opened(session, broker)
+        publishing = asyncio.create_task(stream.publish("a", "x", qos=1))
+        await end.expect(Publish)
+        for wrong in (-1, "FLOW_CANCELLED", True):
+            with pytest.raises(UsageError, match="streams without flows"):
+                await stream.abort(wrong)
+        await stream.abort(code)
+        assert await end.was_reset() == (code or 0)
+        with pytest.raises(StreamClosedError, match="was reset here"):
+            await hang(publishing)
+        with pytest.raises(StreamClosedError):
+            await stream.abort()
+        for verb in (stream.take_over, stream.discard):
+            with pytest.raises(UsageError, match=r'is no flow.*connect with streams="flows"'):
+                await verb()
+        assert stream.flow is None
+        assert session.state == "connected"
+
+
 async def test_counters_of_streams() -> None:
     async with scripted_streams() as (session, broker):
         stream, end = await opened(session, broker)
