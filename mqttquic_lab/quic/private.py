@@ -1,9 +1,9 @@
 """The only module that touches names which aioquic does not document.
 
 aioquic 1.7 gives a sans-IO QUIC engine, but many facts of a connection and a few necessary repairs can only be had
-through its private attributes. They all stand here and in the modules beside it (paths in ``private_paths.py``, keys in
-``private_keys.py``, streams in ``private_streams.py``), each behind a small function or method with a plain name, and
-``tests/quic/test_private_names.py`` fails as soon as a release renames one.
+through its private attributes. They all stand here and in the modules beside it (``private_paths.py`` and so on), each
+behind a small function or method with a plain name, and ``tests/quic/test_private_names.py`` and its neighbours fail as
+soon as a release renames one.
 
 :class:`Engine` is aioquic's connection with these changes:
 
@@ -19,6 +19,7 @@ through its private attributes. They all stand here and in the modules beside it
 - a server may resume without accepting 0-RTT data, and decides that for each ticket;
 - a server may announce a preferred address, and ask its clients not to migrate;
 - an address that was validated by a Retry token counts as validated (RFC 9000 section 8.1.2);
+- a probe timeout sends two packets, and grows to a bound (``private_recovery.py``);
 - only streams that have something to do are looked at, the urgent ones first (``private_streams.py``);
 - it knows what became of DATAGRAM frames (``private_datagrams.py``).
 """
@@ -48,7 +49,14 @@ from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from mqttquic_lab.quic.private_datagrams import DatagramFrames
 from mqttquic_lab.quic.private_keys import early_data_decided
 from mqttquic_lab.quic.private_paths import PathAnnouncement, announce
-from mqttquic_lab.quic.private_recovery import Pacer
+from mqttquic_lab.quic.private_recovery import (
+    Pacer,
+    acknowledge_along,
+    can_resend,
+    copy_for_probe,
+    limit_backoff,
+    measure_rtt,
+)
 from mqttquic_lab.quic.private_streams import Schedule, Streams
 from mqttquic_lab.quic.rtt import RttEstimator
 from mqttquic_lab.quic.ticket_offer import TicketOffer, ticket_offer
@@ -62,7 +70,6 @@ if TYPE_CHECKING:
     from aioquic.quic.events import ConnectionTerminated
     from aioquic.quic.logger import QuicLoggerTrace
     from aioquic.quic.packet import QuicHeader, QuicPreferredAddress, QuicTransportParameters
-    from aioquic.quic.rangeset import RangeSet
     from aioquic.quic.recovery import QuicPacketSpace
     from aioquic.quic.stream import QuicStream
     from cryptography import x509
@@ -180,6 +187,7 @@ class Engine(DatagramFrames):
         self.offer = TicketOffer()
         self.first_version: int | None = None
         self._retries_done = 0
+        self._probe_twice = False
         self.stream_window = configuration.max_stream_data
         self.connection_window = configuration.max_data
         self.early_data_offered = False
@@ -192,30 +200,7 @@ class Engine(DatagramFrames):
         self.pacer = self._loss._pacer = Pacer(
             max_datagram_size=self._loss._pacer._max_datagram_size, more=self._more_to_send
         )
-        self._measure_rtt()
-
-    def _measure_rtt(self) -> None:
-        """Feed our own estimator: aioquic's rounds up to a millisecond."""
-        estimator, loss = self.rtt, self._loss
-        handle_ack = loss.on_ack_received
-
-        def on_ack_received(*, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace) -> None:
-            estimator.ack_delay = min(ack_delay, loss.max_ack_delay)
-            handle_ack(ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space)
-
-        loss.on_ack_received = on_ack_received  # type: ignore[method-assign]
-        self.watch_controller()
-
-    def watch_controller(self) -> None:
-        """Take round-trip times from the congestion controller, which has just been made."""
-        estimator, controller = self.rtt, self._loss._cc
-        take_sample = controller.on_rtt_measurement
-
-        def on_rtt_measurement(*, now: float, rtt: float) -> None:
-            estimator.sample(rtt)
-            take_sample(now=now, rtt=rtt)
-
-        controller.on_rtt_measurement = on_rtt_measurement  # type: ignore[method-assign]
+        measure_rtt(self)
 
     # --- TLS
 
@@ -231,6 +216,7 @@ class Engine(DatagramFrames):
             # Version negotiation: a ticket is of the version that it was issued under (RFC 9369 section 5).
             self._configuration.session_ticket = None
         super()._initialize(peer_cid)
+        can_resend(self)
         context = self.tls
         if self.groups or self._is_client:
             supported = (*context._supported_groups, tls.Group.SECP521R1)
@@ -331,22 +317,30 @@ class Engine(DatagramFrames):
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
         """Return what is to be sent."""
-        self.pacer.begin()
         if self._handshake_confirmed and self.schedule.has_data:
-            self._acknowledge_along(now)
+            acknowledge_along(self, now)
+        datagrams = self._build(now)
+        if self._probe_twice and datagrams:
+            self._probe_twice = False
+            if len(datagrams) == 1:
+                copy_for_probe(self)
+                datagrams += self._build(now)
+        return datagrams
+
+    def _build(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        self.pacer.begin()
         datagrams = super().datagrams_to_send(now)
         if self.pacer.is_done:
             self._pacing_at = None
         return datagrams
 
-    def _acknowledge_along(self, now: float) -> None:
-        """Let an acknowledgement go with data that is sent anyway, when it would soon go alone (RFC 9000 13.2.1)."""
-        space, loss = self._spaces[tls.Epoch.ONE_RTT], self._loss
-        due = space.ack_at
-        if due is not None and now < due <= now + self._ack_delay / 2:
-            room = loss.congestion_window - loss.bytes_in_flight >= self._max_datagram_size
-            if room and loss._pacer.next_send_time(now) is None:
-                space.ack_at = now
+    def handle_timer(self, now: float) -> None:
+        """Handle what is due; a probe timeout asks for two packets (RFC 9002 section 6.2.4)."""
+        timeouts = self._loss._pto_count
+        super().handle_timer(now)
+        if self._loss._pto_count > timeouts:
+            self._probe_twice = True
+            limit_backoff(self)
 
     def _more_to_send(self) -> bool:
         """Whether a packet that was built may have left something: all but this fits into the first one."""

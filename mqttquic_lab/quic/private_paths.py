@@ -24,6 +24,8 @@ from aioquic.quic.packet import (
     push_quic_transport_parameters,
 )
 
+from mqttquic_lab.quic.private_recovery import watch_controller
+
 if TYPE_CHECKING:
     from mqttquic_lab.quic.endpoint import NetworkAddress
     from mqttquic_lab.quic.private import Engine
@@ -105,7 +107,7 @@ def start_path(engine: Engine) -> None:
     loss._pacer.packet_time = None
     loss._pacer.bucket_time = loss._pacer.bucket_max = 0.0
     estimator.reset()
-    engine.watch_controller()
+    watch_controller(engine)
     resend_soon(engine)
 
 

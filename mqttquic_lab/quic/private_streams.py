@@ -16,9 +16,10 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from aioquic.quic.packet_builder import QuicDeliveryState
-from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
+from aioquic.quic.stream import QuicStream, QuicStreamReceiver
 
 from mqttquic_lab.net.stream import DEFAULT_URGENCY, MAX_URGENCY
+from mqttquic_lab.quic.private_recovery import Resender
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from aioquic.quic.events import StreamDataReceived, StreamReset
     from aioquic.quic.packet import QuicErrorCode, QuicStreamFrame
     from aioquic.quic.packet_builder import QuicPacketBuilder
+    from aioquic.quic.stream import QuicStreamSender
 
     from mqttquic_lab.quic.private import Engine
 
@@ -201,7 +203,7 @@ class Schedule:
         self._streams.limits_due.pop(stream_id, None)
 
 
-class Sender(QuicStreamSender):
+class Sender(Resender):
     """aioquic's sending side of a stream, which tells the schedule when there is something to send."""
 
     def __init__(self, schedule: Schedule, stream_id: int | None, *, writable: bool) -> None:

@@ -354,7 +354,7 @@ async def record(server: Server, identities: Identities, store: TicketStore) -> 
 
 
 async def test_a_replay_meets_no_ticket(identities: Identities) -> None:
-    async with serving(identities, early_data=True, handshake_timeout=0.2) as server:
+    async with serving(identities, early_data=True, handshake_timeout=0.5) as server:
         seen, store = Recorder(server), TicketStore()
         first = await record(server, identities, store)
         assert seen.early == b"hello"
@@ -380,7 +380,7 @@ async def test_without_protection_a_replay_is_taken(identities: Identities) -> N
 
 async def test_a_replay_does_not_stay(identities: Identities) -> None:
     """Its handshake can never complete: the deadline of handshakes ends it."""
-    async with serving(identities, early_data="unprotected", handshake_timeout=0.3) as server:
+    async with serving(identities, early_data="unprotected", handshake_timeout=1.0) as server:
         Recorder(server)
         first = await record(server, identities, TicketStore())
         await settle(lambda: not server.listener.connections and not server.listener._farewells)
@@ -394,13 +394,13 @@ async def test_a_replay_does_not_stay(identities: Identities) -> None:
 
 
 async def test_an_early_connection_outlives_that_deadline(identities: Identities) -> None:
-    async with serving(identities, early_data=True, handshake_timeout=0.2) as server:
+    async with serving(identities, early_data=True, handshake_timeout=0.5) as server:
         Recorder(server)
         store = TicketStore()
         await remember(server, identities, store)
         async with connected(server, identities, tickets=store, early_data=b"hello") as (client, accepted):
             await Inbox(client.control).read(5)
-            await asyncio.sleep(0.3)  # longer than the deadline: that it does not fire is what is tested
+            await asyncio.sleep(0.6)  # longer than the deadline: that it does not fire is what is tested
             assert not accepted.is_closed
 
 
