@@ -343,8 +343,7 @@ async def test_without_room_all_but_publish_goes_on() -> None:
         await hang(asyncio.gather(*tasks))
 
 
-async def test_before_connack_tells_the_limit_at_most_as_many_as_it_allows_go_out() -> None:
-    """The quota of a further connection begins with that connection's CONNACK."""
+async def test_the_quota_begins_anew_with_each_connection() -> None:
     async with scripted() as (session, broker):
         waiting = await unanswered(session, 1, b"1", b"2", b"3")
         await sent(broker, 3)
@@ -411,6 +410,20 @@ async def test_what_was_refused_is_not_sent_again(qos: int) -> None:
         broker, going_on, _ = await come_back(session, ConnAck(session_present=True))
         await hang(going_on)
         assert await broker.sync(session) == []
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_what_was_sent_does_not_expire(qos: int) -> None:
+    """It is sent again with the interval it came with: how long that is for the server to judge."""
+    async with scripted(client_id="x", clean_start=False) as (session, broker):
+        task = asyncio.create_task(session.publish("a", b"x", qos, properties={"message_expiry_interval": 0}))
+        (first,) = await sent(broker, 1)
+        await lose(session, broker)
+        await asyncio.gather(task, return_exceptions=True)
+        broker, going_on, _ = await come_back(session, ConnAck(session_present=True))
+        await hang(going_on)
+        (again,) = await sent(broker, 1)
+        assert (again.payload, again.packet_id, again.dup) == (b"x", first.packet_id, True)
 
 
 async def test_without_a_session_at_the_server_the_clients_is_discarded() -> None:

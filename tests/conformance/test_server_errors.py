@@ -301,3 +301,18 @@ async def test_acknowledgements_for_nothing_end_nothing(served: Served, version:
     assert await peer.sync() == []
     peer.send(PubRec(9))
     assert [type(each).__name__ for each in await peer.sync()] == ["PubRel"]
+
+
+@VERSIONS
+async def test_a_fault_of_the_server_ends_that_connection(
+    served: Served, version: Version, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug of ours")
+
+    peer, other = await served.join("x", version), await served.join("y", version)
+    monkeypatch.setattr(served.server, "publish", fail)
+    peer.send(Publish("a", b"", retain=True))
+    await ends(peer, version, 0x83)
+    assert "a bug of ours" in caplog.text
+    assert await other.sync() == []

@@ -546,6 +546,21 @@ async def test_reason_codes_of_the_answers(served: Served) -> None:
     assert await peer.sync() == []
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_reason_strings_of_answers_are_left_out_where_they_do_not_fit(served: Served, qos: int) -> None:
+    """A refusal says why: here, that clients do not publish to the server's own topics."""
+    seen = set()
+    for limit in (30, 500):
+        peer = await served.join("x", maximum_packet_size=limit)
+        peer.send(Publish("$SYS/mine", b"", qos, packet_id=1))
+        answer: Any = await peer.next()
+        assert (answer.packet_id, answer.reason_code) == (1, 0x87)
+        assert len(answer.raw) <= limit
+        assert set(answer.properties) <= {"reason_string"}
+        seen.add(bool(answer.properties))
+    assert seen == {False, True}
+
+
 @VERSIONS
 async def test_a_message_that_waits_in_one_topic_does_not_overtake_another(served: Served, version: Version) -> None:
     """Order holds per topic and QoS, also where messages have to wait for their acknowledgements."""
