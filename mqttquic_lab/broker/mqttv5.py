@@ -46,6 +46,7 @@ class Mqttv5Stream(DataStream):
         super().__init__(client, streams, stream, server)
         self.answers = client.outbox
         self._handlers = self._HANDLERS
+        self.share_aliases(client.share_aliases())  # one space, as the packet identifiers are
 
     def _on_connect(self, packet: Connect) -> None:
         self._client.disconnect(ReasonCode.PROTOCOL_ERROR, "CONNECT on a data stream", "protocol error")

@@ -432,6 +432,12 @@ class Pipeline(Holdable):
 
     # --- what others ask ----------------------------------------------------------------------------------------
 
+    def share_aliases(self, aliases: dict[int, str] | None = None) -> dict[int, str]:
+        """Return the topic aliases that the client has set; given another stream's, use those from now on."""
+        if aliases is not None:
+            self._aliases = aliases
+        return self._aliases
+
     def divert(self, outgoing: Outgoing) -> bool:
         """Hand a message to a flow of ours that has a session of its own; returns whether there is one."""
         return False

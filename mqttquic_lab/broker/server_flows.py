@@ -8,6 +8,9 @@ We own these flows, so we end them in order, and bring them back when a stream o
 9.15). A message is never given up with its flow: what a client refuses, or lets us open no stream for, goes on the
 control stream. The client's stream limit, ``max_delivery_streams`` of the profile and the room in the flow table bound
 how many there are; the topic that was used the longest time ago makes room.
+
+Flow control is per flow (MQoQ 6): the client's Receive Maximum holds for each. Where the broker has a store, messages
+at QoS 1 and 2 of sessions that are kept go on the control stream, since the books of a flow are not in the store.
 """
 
 from __future__ import annotations

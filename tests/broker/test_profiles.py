@@ -484,6 +484,18 @@ async def test_mqttv5_bidirectional_streams_with_headers(make_lab: MakeLab, head
     assert await control.sync() == []
 
 
+async def test_mqttv5_has_one_space_of_topic_aliases(make_lab: MakeLab) -> None:
+    lab = await make_lab("mqttv5", deliveries="control-only")
+    control = await lab.join()
+    await control.subscribe("a")
+    stream = control.open(unidirectional=True)
+    stream.send(Publish("a", b"1", 0, False, False, None, {"topic_alias": 1}))
+    assert (await control.message()).payload == b"1"
+    control.send(Publish("", b"2", 0, False, False, None, {"topic_alias": 1}))
+    message = await control.message()
+    assert (message.topic, message.payload) == ("a", b"2")
+
+
 async def test_mqttv5_holds_what_comes_before_connect(make_lab: MakeLab) -> None:
     lab = await make_lab("mqttv5")
     control = await lab.attach()

@@ -17,6 +17,7 @@ from mqttquic_lab.mqtt.flow_header import FlowFlags, FlowHeader, FlowType
 from mqttquic_lab.net.address import parse_url
 from mqttquic_lab.net.certificates import Trust
 from mqttquic_lab.quic.client import open_quic
+from mqttquic_lab.session.client import AsyncSession
 from tests.broker.peer import Peer
 from tests.broker.test_flows import closed_with, flowing, start
 
@@ -516,3 +517,35 @@ async def test_flows_of_ours_over_quic(deliveries: Any) -> None:
 
 async def opened_over_quic(control: Peer, count: int) -> list[Peer]:
     return [await control.was_opened() for _ in range(count)]
+
+
+@pytest.mark.parametrize("deliveries", ["per-topic", "per-publish"])
+async def test_our_client_loses_nothing_over_reconnects(deliveries: Any) -> None:
+    """At QoS 2, with flows that both ends opened, the connection cut in the middle of it."""
+    config = BrokerConfig(tls=False, quic_port=0, tcp_port=0, deliveries=deliveries)
+    async with BrokerServer(config) as server:
+        ca_file = str(server.ca_file)
+        reader = await AsyncSession.open(
+            server.url, ca_file=ca_file, streams="flows", session_expiry_interval=100, client_id="reader"
+        )
+        feed = await reader.subscribe("t/#", qos=2, decode="raw")
+        writer = await AsyncSession.open(server.urls["mqtt"])
+        for number in range(120):
+            if number % 40 == 20:
+                await server.wait_for(lambda: any(each.client_id == "reader" for each in server.clients()))
+                for client in server._clients:
+                    if client.session is not None and client.session.client_id == "reader":
+                        client.connection.abort()
+            await writer.publish(f"t/{number % 7}", b"%d" % number, qos=2)
+        async with asyncio.timeout(20):
+            while feed.log.total < 120:
+                await asyncio.sleep(0.02)
+        await writer.ping()
+        numbers = [int(payload) for payload in feed.log.columns_since(0, 1000).payloads]
+        assert sorted(numbers) == list(range(120))
+        for rest in range(7) if deliveries == "per-topic" else ():
+            own = [number for number in numbers if number % 7 == rest]
+            assert own == sorted(own)
+        await server.wait_for(lambda: all(client.inflight == 0 for client in server.clients()))
+        await reader.close()
+        await writer.close()
