@@ -17,6 +17,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mqttquic_lab.broker.acl import AclRule
     from mqttquic_lab.errors import (
         AlpnError,
         AuthenticationError,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AclRule",
     "AlpnError",
     "AuthenticationError",
     "Backoff",
@@ -121,6 +123,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AclRule": "broker.acl",
     "Backoff": "session",
     "BrokerProfileWarning": "errors",
     "StreamMappingWarning": "errors",

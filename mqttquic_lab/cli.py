@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -70,6 +71,16 @@ def _parser() -> argparse.ArgumentParser:
     broker.add_argument("--tls-port", type=int, help="TCP port with TLS (default: 8883 if free)")
     broker.add_argument("--tcp-port", type=int, help="TCP port without TLS (default: 1883 if free)")
     broker.add_argument("--ca-out", type=Path, help="also write the throw-away CA certificate to this file")
+    broker.add_argument(
+        "--users",
+        type=Path,
+        metavar="FILE",
+        help='JSON: {"name": "password"}; others are refused (also by SCRAM-SHA-256)',
+    )
+    broker.add_argument("--acl", type=Path, metavar="FILE", help='JSON: [["user", "publish|subscribe|all", "filter"]]')
+    broker.add_argument(
+        "--sys-interval", type=float, default=10.0, help="seconds between figures in $SYS topics; 0: none (default: 10)"
+    )
     broker.set_defaults(command=_broker)
 
     gateway = commands.add_parser("gateway", help="put a QUIC listener in front of a broker until Ctrl-C")
@@ -117,6 +128,9 @@ def _session_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--insecure", action="store_true", help="do not verify the certificate (lab use only)")
     parser.add_argument("--client-id", default="", help="client identifier (default: the broker assigns one)")
     parser.add_argument("--username", help="user name; the password is read from MQTTQUIC_PASSWORD or a prompt")
+    parser.add_argument(
+        "--scram", action="store_true", help="log in by SCRAM-SHA-256: the password is not sent (MQTT 5.0)"
+    )
     parser.add_argument("--mqtt", choices=("5.0", "3.1.1"), default="5.0", help="protocol version (default: 5.0)")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds to wait for the connection (default: 10)")
 
@@ -134,6 +148,7 @@ def _connect(arguments: argparse.Namespace, *, reconnect: bool = True) -> Sessio
         client_id=arguments.client_id,
         username=arguments.username,
         password=password,
+        auth="SCRAM-SHA-256" if arguments.scram else None,
         version=arguments.mqtt,
         timeout=arguments.timeout,
         reconnect=reconnect,
@@ -290,12 +305,30 @@ def _publish_by_paho(broker: Broker) -> str | None:
 # --- broker, probe, sub, pub ---
 
 
+def _json_of(path: Path | None, kind: type[Any]) -> Any:
+    """Return what a JSON file holds, None if there is none."""
+    if path is None:
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise LabError(f"{path}: {error}") from None
+    if not isinstance(found, kind):
+        raise LabError(f"{path} holds no JSON {'object' if kind is dict else 'array'}")
+    return found
+
+
 def _broker(arguments: argparse.Namespace) -> int:
+    users = _json_of(arguments.users, dict)
     with mq.start_broker(
         host=arguments.host,
         quic_port=arguments.quic_port,
         tls_port=arguments.tls_port,
         tcp_port=arguments.tcp_port,
+        users=users,
+        auth_methods=["SCRAM-SHA-256"] if users else (),
+        acl=_json_of(arguments.acl, list),
+        sys_interval=arguments.sys_interval,
     ) as broker:
         _serve(broker, arguments.ca_out)
     return 0
@@ -353,8 +386,6 @@ def _wait_for_signal(meanwhile: Callable[[], None]) -> None:
 def _probe(arguments: argparse.Namespace) -> int:
     handshake = mq.probe(arguments.target, ca_file=arguments.ca_file, timeout=arguments.timeout)
     if arguments.json:
-        import json
-
         print(json.dumps(handshake.to_dict(), indent=2))
     else:
         print(handshake.text())

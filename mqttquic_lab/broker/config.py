@@ -243,6 +243,8 @@ class BrokerConfig:
             self._need(f"{transport}_port", port is None or 0 <= port <= 65535, "must be 0 to 65535, or None")
         if self.users is not None and self.authenticate is not None:
             raise UsageError("give either users or authenticate, not both")
+        if self.users is not None and not all(isinstance(text, str) for pair in self.users.items() for text in pair):
+            raise UsageError("users must be a mapping of user names to passwords, both text")
         self._need("trace", isinstance(self.trace, bool), "must be True or False")
         self._need("trace_capacity", self.trace_capacity >= 1, "must be at least 1 event")
         self.sys_interval = parse_seconds(self.sys_interval or 0, name="sys_interval")

@@ -50,7 +50,7 @@ def connect(target: Any, *, runtime: Literal["thread", "notebook"] | Runtime = "
         ``streams=`` says how QUIC's streams are used: ``"single"``, ``"per-topic"``, ``"per-publish"``, or ``"flows"``
         (``MQTT-next``, where the broker speaks it: what is under way on a stream is recovered after a reconnect).
 
-        client_id, username, password, keepalive, clean_start, session_expiry_interval, receive_maximum,
+        client_id, username, password, auth, keepalive, clean_start, session_expiry_interval, receive_maximum,
         maximum_packet_size, topic_alias_maximum, will, user_properties, properties, version (``"5.0"`` or
         ``"3.1.1"``), ca_file, ssl_context, verify, server_name, timeout, fallback, quic_timeout, tuning, alpn,
         local_address, streams, topic_streams, profile, tickets, early_data, publish_early, quic_version,
@@ -165,7 +165,8 @@ def start_broker(
     timeout : float, str or None
         Seconds until it must listen.
     **options
-        host, quic, tls, tcp, quic_port, tls_port, tcp_port, server_names, profile, deliveries, users, authenticate; for
+        host, quic, tls, tcp, quic_port, tls_port, tcp_port, server_names, profile, deliveries; users, authenticate,
+        auth_methods and acl for who may do what; sys_interval, trace and trace_capacity for what it tells; for
         QUIC tuning, retry, early_data, early_data_window, quic_version, cipher_suites, groups, congestion,
         idle_timeout; and bounds. See :class:`mqttquic_lab.broker.BrokerConfig`.
 

@@ -237,6 +237,7 @@ async def test_the_number_of_connections_is_bounded(make_bench: MakeBench) -> No
     [
         {"max_connections": 0}, {"max_inflight": 70000}, {"max_packet_size": 1}, {"tcp_port": 70000},
         {"connect_timeout": 0}, {"tuning": "fast"}, {"users": {}, "authenticate": print}, {"max_retained": -1},
+        {"users": {"ann": 7}},
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be(options: dict[str, Any]) -> None:

@@ -119,8 +119,10 @@ def test_bad_input_is_one_line_with_the_fix(arguments: tuple[str, ...], words: s
 
 
 def test_broker_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    ca_file = tmp_path / "ca.pem"
-    ports = ("--quic-port", "0", "--tls-port", "0", "--tcp-port", "0")
+    ca_file, users, acl = tmp_path / "ca.pem", tmp_path / "users.json", tmp_path / "acl.json"
+    users.write_text('{"ada": "engine"}')
+    acl.write_text('[["*", "publish", "of/%u"]]')
+    ports = ("--quic-port", "0", "--tls-port", "0", "--tcp-port", "0", "--users", str(users), "--acl", str(acl))
     process = subprocess.Popen(
         [*COMMAND, "broker", *ports, "--ca-out", str(ca_file)],
         stdout=subprocess.PIPE,
@@ -133,14 +135,31 @@ def test_broker_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
         while not lines or "Ctrl-C" not in lines[-1]:
             lines.append(process.stdout.readline())
             assert lines[-1], process.communicate()[1]
-        with mq.connect(lines[0].strip(), ca_file=str(ca_file)) as session:
+        url = lines[0].strip()
+        with mq.connect(url, ca_file=str(ca_file), username="ada", password="engine") as session:
             assert session.handshake.transport == "quic"
+            with pytest.raises(mq.PublishError, match="not allowed"):
+                session.publish("of/bob", "", qos=1)
+        login = ("--scram", "--username", "ada", "--ca-file", str(ca_file))
+        assert run("pub", url, "of/ada", "x", "-q", "1", *login, MQTTQUIC_PASSWORD="engine").returncode == 0
+        assert "0x87" in run("pub", url, "of/ada", "x", *login, MQTTQUIC_PASSWORD="x").stderr
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=20)
     finally:
         process.kill()
         process.communicate()
     assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", None])
+def test_a_file_of_users_that_is_none(tmp_path: Path, content: str | None) -> None:
+    users = tmp_path / "users.json"
+    if content is not None:
+        users.write_text(content)
+    done = run("broker", "--users", str(users))
+    assert done.returncode == 1
+    assert "users.json" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_notebooks_of_an_installed_package_are_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
