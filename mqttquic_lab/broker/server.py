@@ -5,12 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-import shutil
-import tempfile
 import time
-import weakref
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mqttquic_lab.broker.acl import parse_acl
@@ -27,14 +23,16 @@ from mqttquic_lab.broker.status import BrokerStats
 from mqttquic_lab.broker.sys_topics import SysTopics
 from mqttquic_lab.broker.waiting import Waiting
 from mqttquic_lab.broker.wills import Wills
-from mqttquic_lab.errors import PortInUseError, UsageError
+from mqttquic_lab.errors import UsageError
 from mqttquic_lab.mqtt import ReasonCode
 from mqttquic_lab.mqtt.profiles import profile_named
-from mqttquic_lab.net.certificates import CertificateAuthority
+from mqttquic_lab.net.address import Address, reachable_host
+from mqttquic_lab.net.throw_away import ThrowAwayIdentity
 from mqttquic_lab.trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from pathlib import Path
 
     from mqttquic_lab.broker.clock import Clock
     from mqttquic_lab.broker.message import Message
@@ -42,14 +40,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.broker.status import ClientInfo
     from mqttquic_lab.broker.store import Journal
     from mqttquic_lab.mqtt import Will
-    from mqttquic_lab.net.certificates import ServerIdentity
     from mqttquic_lab.net.stream import ByteStream, Connection, Listener
-
-SCHEMES = {"quic": "quic", "tls": "mqtts", "tcp": "mqtt"}
-"""Transport -> URL scheme."""
-
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
-"""Names that every certificate of the broker has."""
 
 
 class BrokerServer:
@@ -109,8 +100,7 @@ class BrokerServer:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting = Waiting(self)
         self._urls: dict[str, str] = {}
-        self._folder: Path | None = None
-        self._cleanup: weakref.finalize[..., BrokerServer] | None = None
+        self._identity: ThrowAwayIdentity | None = None
         self._loop: asyncio.AbstractEventLoop
         self._started_at = 0.0
         self._state: Literal["new", "open", "closed"] = "new"
@@ -167,46 +157,29 @@ class BrokerServer:
 
     async def _listen(self) -> None:
         config = self.config
-        identity: ServerIdentity | None = None
         if config.quic or config.tls:
-            authority = CertificateAuthority.create("mqttquic-lab embedded broker CA")
-            unspecified = config.host in ("0.0.0.0", "::", "")  # noqa: S104 - compared, not listened on
-            names = dict.fromkeys((*LOCAL_NAMES, *(() if unspecified else (config.host,)), *config.server_names))
-            identity = authority.issue(list(names))
-            self._folder = Path(tempfile.mkdtemp(prefix="mqttquic-lab-broker-"))  # mode 0700
-            self._cleanup = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-            authority.write_ca(self._folder / "ca.pem")
+            self._identity = ThrowAwayIdentity("mqttquic-lab embedded broker CA", config.host, config.server_names)
         for transport in config.transports:
-            listener = await self._listen_on(transport, getattr(config, f"{transport}_port"), identity)
+            listener = await self._listen_on(transport, getattr(config, f"{transport}_port"))
             self._listeners.append(listener)
-            self._urls[SCHEMES[transport]] = f"{SCHEMES[transport]}://{_url_host(config.host)}:{listener.port}"
+            address = Address.of(transport, reachable_host(config.host), listener.port)
+            self._urls[address.scheme] = address.url
 
-    async def _listen_on(
-        self, transport: Literal["quic", "tls", "tcp"], port: int | None, identity: ServerIdentity | None
-    ) -> Listener:
-        from mqttquic_lab.net.listen import listen  # here, because a broker without listeners needs none of it
+    async def _listen_on(self, transport: Literal["quic", "tls", "tcp"], port: int | None) -> Listener:
+        from mqttquic_lab.net.listen import listen_usual  # here, because a broker without listeners needs none of it
 
-        quic_options = self._quic_options() if transport == "quic" else None
-
-        async def attempt(number: int) -> Listener:
-            return await listen(
-                transport,
-                self.config.host,
-                number,
-                identity=identity if transport != "tcp" else None,
-                on_connection=self.accept,
-                tuning=self.config.tuning,
-                max_connections=self.config.max_connections,
-                quic_options=quic_options,
-                alpn=(ALPN, "mqtt") if self.profile.flows and transport == "quic" else ("mqtt",),
-            )
-
-        if port is not None:
-            return await attempt(port)
-        try:
-            return await attempt(DEFAULT_PORTS[transport])
-        except PortInUseError:
-            return await attempt(0)
+        return await listen_usual(
+            transport,
+            self.config.host,
+            port,
+            DEFAULT_PORTS[transport],
+            identity=self._identity.identity if self._identity is not None and transport != "tcp" else None,
+            on_connection=self.accept,
+            tuning=self.config.tuning,
+            max_connections=self.config.max_connections,
+            quic_options=self._quic_options() if transport == "quic" else None,
+            alpn=(ALPN, "mqtt") if self.profile.flows and transport == "quic" else ("mqtt",),
+        )
 
     def _quic_options(self) -> dict[str, Any]:
         """Return what settings and profile want of the QUIC listener."""
@@ -242,8 +215,8 @@ class BrokerServer:
         if self.journal is not None:
             await self.journal.close()
         self._waiting.close()
-        if self._cleanup is not None:
-            self._cleanup()
+        if self._identity is not None:
+            self._identity.close()
 
     # --- where and who ------------------------------------------------------------------------------------------
 
@@ -274,9 +247,9 @@ class BrokerServer:
         UsageError
             The broker listens neither on QUIC nor on TLS, so that it has no certificate.
         """
-        if self._folder is None:
+        if self._identity is None:
             raise UsageError("this broker has no certificate: it listens neither on QUIC nor on TLS")
-        return self._folder / "ca.pem"
+        return self._identity.ca_file
 
     def clients(self) -> list[ClientInfo]:
         """Return the connected clients, in the order in which they connected."""
@@ -463,12 +436,3 @@ class BrokerServer:
         self._hand_on(shared, ended=True)
         self._wills.session_ended(session)
         self.changed()
-
-
-def _url_host(host: str) -> str:
-    """Return how a client on this machine reaches what listens on `host`."""
-    if host in ("0.0.0.0", ""):  # noqa: S104 - compared, not listened on
-        return "127.0.0.1"
-    if host == "::":
-        return "[::1]"
-    return f"[{host}]" if ":" in host else host

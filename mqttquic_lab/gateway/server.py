@@ -9,11 +9,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mqttquic_lab.broker.waiting import Waiting
-from mqttquic_lab.errors import PortInUseError, UsageError
+from mqttquic_lab.errors import UsageError
 from mqttquic_lab.gateway.client import Client
 from mqttquic_lab.gateway.config import DEFAULT_PORTS
 from mqttquic_lab.gateway.status import GatewayError, GatewayStats
-from mqttquic_lab.net.address import Address
+from mqttquic_lab.net.address import Address, reachable_host
 from mqttquic_lab.net.throw_away import ThrowAwayIdentity
 
 if TYPE_CHECKING:
@@ -92,40 +92,31 @@ class GatewayServer:
             for transport in config.transports:
                 listener = await self._listen_on(transport, getattr(config, f"{transport}_port"))
                 self._listeners.append(listener)
-                address = Address.of(transport, _url_host(config.host), listener.port)
+                address = Address.of(transport, reachable_host(config.host), listener.port)
                 self._urls[address.scheme] = address.url
         except BaseException:
             await self.close()
             raise
 
     async def _listen_on(self, transport: Literal["quic", "tls"], port: int | None) -> Listener:
-        from mqttquic_lab.net.listen import listen
+        from mqttquic_lab.net.listen import listen_usual
         from mqttquic_lab.quic.limits import ReceiveLimits
 
         config = self.config
         assert self._identity is not None
-        identity = self._identity.identity
         limits = ReceiveLimits(max_streams_bidi=config.max_streams, max_streams_uni=0)
         options = {"limits": limits, "retry": config.retry, "idle_timeout": config.idle_timeout}
-
-        async def attempt(number: int) -> Listener:
-            return await listen(
-                transport,
-                config.host,
-                number,
-                identity=identity,
-                on_connection=self.accept,
-                tuning=config.tuning,
-                max_connections=config.max_connections,
-                quic_options=options if transport == "quic" else None,
-            )
-
-        if port is not None:
-            return await attempt(port)
-        try:
-            return await attempt(DEFAULT_PORTS[transport])
-        except PortInUseError:
-            return await attempt(0)
+        return await listen_usual(
+            transport,
+            config.host,
+            port,
+            DEFAULT_PORTS[transport],
+            identity=self._identity.identity,
+            on_connection=self.accept,
+            tuning=config.tuning,
+            max_connections=config.max_connections,
+            quic_options=options if transport == "quic" else None,
+        )
 
     async def close(self) -> None:
         """Close every connection on both sides, and stop listening. Safe to repeat.
@@ -245,8 +236,3 @@ class GatewayServer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _url_host(host: str) -> str:
-    """Return how a client on this machine reaches what listens on `host`."""
-    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared only

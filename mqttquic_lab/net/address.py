@@ -90,6 +90,11 @@ def host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def reachable_host(host: str) -> str:
+    """Return how a program on this machine reaches what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared only
+
+
 def parse_url(url: str) -> Address:
     """Parse a broker's URL.
 

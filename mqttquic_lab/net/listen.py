@@ -135,6 +135,16 @@ async def listen(
     return listener
 
 
+async def listen_usual(transport: TransportName, host: str, port: int | None, usual: int, **options: Any) -> Listener:
+    """Listen on `port`; None takes the usual one if it is free and any free one else. See :func:`listen`."""
+    if port is not None:
+        return await listen(transport, host, port, **options)
+    try:
+        return await listen(transport, host, usual, **options)
+    except PortInUseError:
+        return await listen(transport, host, 0, **options)
+
+
 class TcpListener(Listener):
     """Accepts TCP or TLS connections; made by :func:`listen`."""
 

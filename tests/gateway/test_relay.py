@@ -117,6 +117,7 @@ async def test_a_reset_of_the_client(scheme: str) -> None:
     async with upstream() as server, gateway(server, tls=True, tls_port=0) as front, client(front, scheme) as ours:
         ours.control.write(b"x")
         there = await server.arrived()
+        await there.read(1)
         ours.control.reset(7)
         await there.until(lambda: there.reset_code is not None)  # RST
         await front.wait_for(lambda: not front.clients())
@@ -138,6 +139,7 @@ async def test_a_client_that_breaks_off() -> None:
     async with upstream() as server, gateway(server) as front, client(front) as ours:
         ours.control.write(b"x")
         there = await server.arrived()
+        await there.read(1)
         await ours.close(0x15, "had enough")
         await there.until(lambda: there.reset_code is not None)
         assert front.stats().client_resets == 1
@@ -148,6 +150,7 @@ async def test_a_broker_that_breaks_off() -> None:
     async with upstream() as server, gateway(server) as front, client(front) as ours:
         ours.control.write(b"x")
         there = await server.arrived()
+        await there.read(1)
         there.stream.reset()
         assert "broke the connection off" in str(await closed(ours))
         assert ours.close_info.error_code == codes.UNSPECIFIED
