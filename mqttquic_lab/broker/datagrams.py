@@ -138,11 +138,13 @@ class Datagrams(Pipeline):
             if self._server.profile.keepalive == "any":
                 self._client.keepalive.received(self._server.clock.time())
             self._take(data, is_early=is_early)
-        elif len(self._early) < MAX_EARLY and self._early_bytes + size <= MAX_EARLY_BYTES:
+            return
+        if len(self._early) < MAX_EARLY and self._early_bytes + size <= MAX_EARLY_BYTES:
             self._early.append((data, is_early))
             self._early_bytes += size
         else:
             stats.datagrams_refused += 1
+        self._server.changed()
 
     def _take(self, data: bytes, *, is_early: bool) -> None:
         if self.is_ended:

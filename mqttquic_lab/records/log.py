@@ -250,8 +250,9 @@ class MessageLog:
         -------
         DataFrame
             Columns: ``time`` (datetime64[ns, UTC]), ``topic`` (category), ``payload`` (bytes), ``value`` (decoded),
-            the expanded ``value.*``, ``qos``, ``retain``, ``dup``, ``packet_id`` (0: none), ``stream_id`` (-1: none),
-            ``early_data``, ``size`` (bytes), ``latency`` (seconds, NaN: unknown), ``session`` (category).
+            the expanded ``value.*``, ``qos``, ``retain``, ``dup``, ``packet_id`` (0: none), ``stream_id`` (-1: none,
+            over TCP and TLS, or in a QUIC datagram), ``early_data``, ``size`` (bytes), ``latency`` (seconds, NaN:
+            unknown), ``session`` (category).
         """
         from mqttquic_lab.records.frames import Master  # pandas only when wanted
 

@@ -31,7 +31,7 @@ class Message:
     packet_id: int | None = None
     """None at QoS 0, which has no packet identifier."""
     stream_id: int | None = None
-    """QUIC stream that carried it; None over TCP and TLS."""
+    """QUIC stream that carried it; None over TCP and TLS, and for what came in a datagram (RFC 9221)."""
     early_data: bool = False
     """It travelled in 0-RTT packets (RFC 9001 section 4.6), which an attacker can replay."""
     latency: float | None = None

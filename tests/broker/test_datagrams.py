@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,18 +26,20 @@ from mqttquic_lab.mqtt import (
 from mqttquic_lab.mqtt.datagram import READS_DATAGRAMS, read_datagram
 from mqttquic_lab.mqtt.flow_codes import ConnectionCode
 from mqttquic_lab.mqtt.flow_header import FlowHeader
+from mqttquic_lab.mqtt.properties import EARLY_DATA
+from tests.helpers.memory import MemoryConnection
 
 if TYPE_CHECKING:
     from tests.broker.conftest import Bench, MakeBench
     from tests.broker.peer import Peer
-    from tests.helpers.memory import MemoryConnection
 
 SIZE = 1170
 
 
 def ends(peer: Peer) -> tuple[MemoryConnection, MemoryConnection]:
     """Return the client's side of a connection, and the broker's."""
-    mine = cast("MemoryConnection", peer.connection)
+    mine = peer.connection
+    assert isinstance(mine, MemoryConnection)
     return mine, mine.peer
 
 
@@ -193,6 +195,26 @@ async def test_before_a_connect_that_is_refused_they_are_dropped(make_bench: Mak
     send(peer, encode_publish("t", b"y"))
     assert await reader.sync() == []
     assert bench.server.stats().messages_in == 0
+
+
+@pytest.mark.parametrize("before_connect", [False, True])
+async def test_early_data_is_marked(bench: Bench, monkeypatch: pytest.MonkeyPatch, before_connect: bool) -> None:
+    """What came in 0-RTT packets may be a replay, however it was carried (RFC 9221 section 5.2, RFC 8470)."""
+    reader = await bench.join("reader")
+    await reader.subscribe("t")
+    peer = can_send(bench.attach(transport="quic"))
+    if not before_connect:
+        await peer.connect()
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryConnection, "is_early", True)
+        send(peer, encode_publish("t", b"early"))
+        await bench.server.wait_for(lambda: bench.server.stats().datagrams_in == 1)
+        if before_connect:
+            assert await reader.sync() == []
+    if before_connect:
+        await peer.connect()
+    assert (await reader.message()).properties["user_property"] == (EARLY_DATA,)
+    assert bench.server.stats().early_messages == 1
 
 
 async def test_rights_hold_for_datagrams(make_bench: MakeBench) -> None:

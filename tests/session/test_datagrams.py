@@ -252,6 +252,18 @@ async def test_the_handshake_shows_who_takes_datagrams(connect: Open) -> None:
         assert session.handshake.local_transport_parameters["max_datagram_frame_size"] == 65_535
 
 
+@pytest.mark.parametrize(("profile", "size"), [("generic", 65_535), ("mqttv5", 65_535), ("emqx", None)])
+async def test_profiles_of_the_broker_show_in_the_handshake(profile: Any, size: int | None) -> None:
+    config = BrokerConfig(profile=profile, quic_port=0, tls=False, tcp=False)
+    async with BrokerServer(config) as broker:
+        session = await hang(AsyncSession.open(broker.url, ca_file=broker.ca_file))
+        assert session.handshake.remote_transport_parameters.get("max_datagram_frame_size") == size
+        if size is None:
+            with pytest.raises(UsageError, match="announced no max_datagram_frame_size"):
+                await session.publish("t", "x", datagram=True)
+        await hang(session.close())
+
+
 @pytest.mark.parametrize("options", [{}, {"streams": "flows"}], ids=["mqtt", "MQTT-next"])
 async def test_both_ways_through_our_broker(options: dict[str, Any]) -> None:
     async with through_a_relay(datagram_deliveries=True, datagrams=True, **options) as (far, near, _, broker):
@@ -322,6 +334,15 @@ async def test_counters_go_on_over_a_reconnect() -> None:
         await far.publish("t", "arrives")
         await settle(lambda: broker.stats().datagrams_in == 1)
         assert (far.stats.datagrams_sent, far.stats.datagrams_lost) == (2, 1)
+
+
+async def test_a_lost_connection_is_followed_by_one_with_datagrams() -> None:
+    async with through_a_relay(datagrams=True) as (far, _, _, broker):
+        far.connection.abort("the link is gone")
+        await settle(lambda: far.stats.reconnects == 1)
+        assert (await far.publish("t", "arrives", datagram=True)).datagram
+        assert (await far.publish("t", "this, too")).datagram
+        await settle(lambda: broker.stats().datagrams_in == 2)
 
 
 async def test_fallback_to_tls_goes_on_without() -> None:
