@@ -269,7 +269,7 @@ class BrokerServer:
             subscriptions=self.router.count,
             retained=len(self.retained),
             retained_bytes=self.retained.nbytes,
-            deliveries_refused=self.router.withheld,
+            deliveries_refused=self.counters.deliveries_refused + self.router.withheld,
             datagrams_lost=self.counters.datagrams_lost + sum(c.datagrams.lost for c in self._clients if c.datagrams),
             queued=self.sessions.backlog.count if self._state != "new" else 0,
             queued_bytes=self.sessions.backlog.nbytes if self._state != "new" else 0,

@@ -215,13 +215,22 @@ class Session:
         if kept is not None and not delivery.dup:
             kept.sending(delivery.token, packet_id)
         form = message.form(client.version, qos, retain, identifiers, self._clock.time())
-        if client.takes(form.size):
+        if client.takes(form.size) and self._may_have(message):
             self._stats.payload_bytes_out += len(message.payload)
             client.way(message.topic).send(form.encode(packet_id, delivery.dup), kept=kept is not None)
             return
-        # The client came back with a smaller Maximum Packet Size: go on as if it had got this one [MQTT-3.1.2-25].
+        # The client came back with a smaller Maximum Packet Size, or as somebody who may not have the message: go on as
+        # if it had got this one [MQTT-3.1.2-25].
         kind = PubAck if qos == 1 else PubRec
         self.acknowledge(kind(packet_id, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR))
+
+    def _may_have(self, message: Message) -> bool:
+        """Whether the client, who may be somebody else than when the message began to wait, may have it now."""
+        rights = self.owner.rights
+        if rights is None or rights.may_receive(message.topic):
+            return True
+        self._stats.deliveries_refused += 1
+        return False
 
     def acknowledge(self, packet: PubAck | PubRec | PubComp) -> PubRel | None:
         """Take in an acknowledgement; returns the packet to answer with.
@@ -297,6 +306,9 @@ class Session:
                 break
             if outgoing.message.is_expired(now):
                 self._stats.expired += 1
+                if self.kept is not None:
+                    self.kept.remove(outgoing)
+            elif not self._may_have(outgoing.message):
                 if self.kept is not None:
                     self.kept.remove(outgoing)
             elif client.has_ways and self.kept is None and client.divert(outgoing):

@@ -245,6 +245,21 @@ async def test_somebody_else_in_the_same_session(guarded: Bench) -> None:
     assert await who.sync() == []
 
 
+async def test_what_waits_is_not_for_somebody_else(guarded: Bench) -> None:
+    root = await join(guarded, "root")
+    who = await join(guarded, "bob", client_id="shared", session_expiry_interval=60, receive_maximum=2)
+    await who.subscribe("b/#", "a/#", qos=2)
+    for number, topic in enumerate(("b/1", "b/2", "b/3", "a/4")):
+        await root.publish(topic, b"", 1 + number % 2, packet_id=1 + number)
+    assert [(await who.message(acknowledge=False)).topic for _ in range(2)] == ["b/1", "b/2"]
+    await who.vanish()
+    who = await join(guarded, "ann", client_id="shared", clean_start=False)
+    assert (await who.message()).topic == "a/4"
+    assert await who.sync() == []
+    stats = guarded.server.stats()
+    assert (stats.deliveries_refused, stats.queued, guarded.server.clients()[1].inflight) == (3, 0, 0)
+
+
 async def test_a_session_that_is_away_keeps_its_rights(guarded: Bench) -> None:
     root = await join(guarded, "root")
     bob = await join(guarded, "bob", session_expiry_interval=60)
