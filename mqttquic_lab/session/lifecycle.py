@@ -157,6 +157,7 @@ class SessionLifecycle(SessionFacts):
             publisher=self._publisher,
             subscriber=self._subscriber,
             usable=self._usable,
+            outlet=lambda: self._outlet,
         )
         self._mapping = self._mapping_of(connection)
         if self._mapping == "flows":

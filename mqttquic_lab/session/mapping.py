@@ -13,7 +13,7 @@ from collections import OrderedDict
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from mqttquic_lab.errors import OperationTimeoutError
+from mqttquic_lab.errors import DisconnectedError, OperationTimeoutError
 from mqttquic_lab.session.options import check_timeout
 from mqttquic_lab.session.payload import encode_payload
 from mqttquic_lab.session.publishing import HIGH_WATER, MAX_WINDOW, Bulk, each, stamped
@@ -55,7 +55,7 @@ class MappedPublisher:
         bound: int = 1,
         only: AsyncStream | None = None,
     ) -> None:
-        self._streams = streams
+        self.streams = streams
         self._control = control
         self._per_publish = per_publish
         self._bound = bound
@@ -87,18 +87,20 @@ class MappedPublisher:
         self._control.check_topic(topic)
         self._control.check(qos, retain, properties, timestamp)
         seconds = check_timeout(timeout)
+        outlet: MappedPublisher | Publisher = self
         stream = self._ready(topic)
         if stream is None:
             started = perf_counter()
-            stream = await self._stream_for(topic, seconds)
+            outlet, stream = await self.place(topic, seconds)
             if seconds is not None:
                 seconds = max(0.001, seconds - (perf_counter() - started))
-        stream.note_topic(topic)
+        publisher, lane = _ways(outlet, stream)
+        if stream is not None:
+            stream.note_topic(topic)
         try:
-            publisher, lane = self._ways(stream)
             return await publisher.publish(topic, data, qos, retain, properties, timestamp, seconds, lane)
         finally:
-            if self._per_publish:
+            if stream is not None and self._per_publish:
                 stream.retire()
 
     async def publish_many(
@@ -116,26 +118,30 @@ class MappedPublisher:
         started = perf_counter()
         bulk = Bulk(summary) if qos else None
         window = min(control.limits.receive_maximum, MAX_WINDOW)
+        outlet: MappedPublisher | Publisher = self
         try:
             async for topic, payload in each(messages):
                 data = payload if type(payload) is bytes else encode_payload(payload)
                 control.check_topic(topic)
                 while bulk is not None and bulk.outstanding >= window:
                     await control.acknowledgements(bulk, timeout)
-                stream = self._ready(topic) or await self._stream_for(topic, timeout)
-                stream.note_topic(topic)
-                publisher, lane = self._ways(stream)
+                stream = None
+                if isinstance(outlet, MappedPublisher):
+                    outlet, stream = await outlet.place(topic, timeout)
+                publisher, lane = _ways(outlet, stream)
                 block = stamped(properties) if timestamp else properties
+                if stream is not None:
+                    stream.note_topic(topic)
                 try:
                     publisher.put(topic, data, qos, retain, block, bulk, lane)
                 finally:
-                    if self._per_publish:
+                    if stream is not None and self._per_publish:
                         stream.retire()
                 if bulk is not None:
                     bulk.outstanding += 1
                 summary.count += 1
                 summary.payload_bytes += len(data)
-                if not self._per_publish and stream.channel.stream.pending > HIGH_WATER:
+                if stream is not None and not self._per_publish and stream.channel.stream.pending > HIGH_WATER:
                     await publisher.let_run(timeout)
                 if not summary.count % 128:
                     await control.let_run(timeout)
@@ -144,8 +150,8 @@ class MappedPublisher:
         finally:
             if bulk is not None:
                 bulk.abandoned = True
-                for stream in self._streams:
-                    stream.channel.riders.discard(bulk)
+                for one in outlet.streams if isinstance(outlet, MappedPublisher) else ():
+                    one.channel.riders.discard(bulk)
         await control.let_run(timeout)
         summary.seconds = perf_counter() - started
         return summary
@@ -180,6 +186,29 @@ class MappedPublisher:
         self._by_topic.move_to_end(topic)
         return stream
 
+    async def place(
+        self, topic: str, timeout: float | None
+    ) -> tuple[MappedPublisher, AsyncStream] | tuple[Publisher, None]:
+        """Return who has a stream for a message on `topic`, and that; waits while the session changes connections."""
+        try:
+            return self, self._ready(topic) or await self._stream_for(topic, timeout)
+        except DisconnectedError:
+            if self._only is not None:
+                raise  # whoever opened a stream means that one
+            # Nothing was sent yet.
+            context = self.streams.context
+            if context.control.connection.is_closed:
+                await asyncio.sleep(0)  # the session may be told only now
+            await context.usable("cannot publish", timeout)
+            outlet = context.outlet()
+            if outlet is self:
+                raise
+        return await outlet.place(topic, timeout) if isinstance(outlet, MappedPublisher) else (outlet, None)
+
+    def ways(self, stream: AsyncStream) -> tuple[Publisher, DataChannel | None]:
+        """Return who publishes, and on which unidirectional stream if it is one."""
+        return (self._control, stream.channel) if self._unidirectional else (stream.publisher, None)
+
     async def _stream_for(self, topic: str, timeout: float | None) -> AsyncStream:
         """Return a stream for a message on `topic`, opening one; in the order of asking.
 
@@ -194,12 +223,12 @@ class MappedPublisher:
         try:
             async with asyncio.timeout(timeout), self._lock:
                 if self._per_publish:
-                    return await self._streams.open("publish", unidirectional=self._unidirectional)
+                    return await self.streams.open("publish", unidirectional=self._unidirectional)
                 return await self._topic_stream(topic)
         except TimeoutError:
             raise OperationTimeoutError(
                 f"no stream became free for {topic!r} within {timeout:g} s: "
-                f"{self._streams.limit_reached(unidirectional=self._unidirectional)}"
+                f"{self.streams.limit_reached(unidirectional=self._unidirectional)}"
             ) from None
         finally:
             self._waiting -= 1
@@ -213,16 +242,16 @@ class MappedPublisher:
             by_topic.move_to_end(topic)
             return stream
         while len(by_topic) >= self._bound or (
-            by_topic and self._streams.is_exhausted(unidirectional=self._unidirectional)
+            by_topic and self.streams.is_exhausted(unidirectional=self._unidirectional)
         ):
             await self._end_least_recently_used()
-        stream = by_topic[topic] = await self._streams.open_topic(topic, unidirectional=self._unidirectional)
+        stream = by_topic[topic] = await self.streams.open_topic(topic, unidirectional=self._unidirectional)
         return stream
 
     async def _end_least_recently_used(self) -> None:
         """End the topic's stream that was idle for the longest time; waits until one is idle."""
         while not self._end_an_idle_one():
-            await self._streams.progress()
+            await self.streams.progress()
 
     def _end_an_idle_one(self) -> bool:
         for name, stream in self._by_topic.items():
@@ -233,3 +262,11 @@ class MappedPublisher:
                 stream.retire()
                 return True
         return False
+
+
+def _ways(outlet: MappedPublisher | Publisher, stream: AsyncStream | None) -> tuple[Publisher, DataChannel | None]:
+    """Return who publishes, and on which unidirectional stream if it is one."""
+    if not isinstance(outlet, MappedPublisher):
+        return outlet, None
+    assert stream is not None
+    return outlet.ways(stream)

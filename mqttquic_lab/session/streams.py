@@ -119,6 +119,8 @@ class StreamContext:
     """The control stream's."""
     usable: Callable[[str, float | None], Awaitable[None]]
     """Waits while the session changes connections."""
+    outlet: Callable[[], Publisher | MappedPublisher]
+    """Who publishes on the present connection."""
 
     @property
     def is_one_way(self) -> bool:
