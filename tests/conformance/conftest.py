@@ -67,9 +67,10 @@ async def make_served(request: pytest.FixtureRequest) -> AsyncIterator[MakeServe
     started: list[Served] = []
 
     async def make(**options: Any) -> Served:
-        ports: dict[str, Any] = {"quic": False, "tls": False, "tcp": False, transport: True, f"{transport}_port": 0}
+        settings: dict[str, Any] = {"quic": False, "tls": False, "tcp": False, transport: True, f"{transport}_port": 0}
+        settings["sys_interval"] = None  # some tests let years pass
         clock = ManualClock()
-        server = BrokerServer(BrokerConfig(**ports, **options), clock=clock)
+        server = BrokerServer(BrokerConfig(**{**settings, **options}), clock=clock)
         await server.start()
         started.append(Served(server, clock, TRANSPORTS[transport]))
         return started[-1]
