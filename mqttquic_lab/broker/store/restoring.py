@@ -16,8 +16,8 @@ from mqttquic_lab.broker.message import Message
 from mqttquic_lab.broker.sessions import Outgoing
 from mqttquic_lab.broker.store.file import unpack_properties
 from mqttquic_lab.broker.store.kept import KeptSession
-from mqttquic_lab.errors import MalformedPacketError
-from mqttquic_lab.mqtt import Subscription, Will
+from mqttquic_lab.errors import LabError, StoreError
+from mqttquic_lab.mqtt import Subscription, Will, check_topic_filter, check_topic_name
 from mqttquic_lab.mqtt.deliveries import Delivery
 from mqttquic_lab.mqtt.state import DeliveryState
 
@@ -72,16 +72,10 @@ async def restore(
     """
     try:
         await _Restoring(journal, sessions, router, retained, wills, now).run()
-    except (MalformedPacketError, ValueError, TypeError, KeyError) as error:  # what is no error of SQLite's
-        if isinstance(error, ValueError) and not isinstance(error, MalformedPacketError) and _is_ours(error):
-            raise
+    except StoreError:
+        raise
+    except (LabError, ValueError, TypeError, AttributeError, KeyError) as error:  # rows that SQLite could read
         raise journal.file.damaged(f"{type(error).__name__}: {error}") from error
-
-
-def _is_ours(error: ValueError) -> bool:
-    from mqttquic_lab.errors import StoreError
-
-    return isinstance(error, StoreError)
 
 
 class _Restoring:
@@ -161,6 +155,7 @@ class _Restoring:
             for key, topic_filter, qos, no_local, as_published, identifier in rows:
                 found = self._found.get(key)
                 if found is not None:
+                    check_topic_filter(topic_filter)
                     subscription = Subscription(topic_filter, qos, bool(no_local), bool(as_published))
                     self._router.subscribe(found.session, subscription, identifier)
 
@@ -171,6 +166,7 @@ class _Restoring:
         query = "SELECT number, topic, payload, qos, retain, properties, expires_at FROM message"
         async for rows in self._rows(query):
             for number, topic, payload, qos, retain, properties, expires_epoch in rows:
+                check_topic_name(topic)
                 message = Message(topic, payload, qos, bool(retain), unpack_properties(properties, "PUBLISH"))
                 message.expires_at = journal.from_epoch(expires_epoch)
                 self._messages[number] = message
