@@ -193,7 +193,9 @@ class Connecting:
             It accepts, but does not show that it comes from the broker meant.
         """
         self._filler.connack_received(packet, client_id)
-        self._channel.connection.trace.emit("mqtt", "packet_received", type="CONNACK", size=len(packet.raw))
+        trace = self._channel.connection.trace
+        if not trace.detail:  # else it is there already
+            trace.emit("mqtt", "packet_received", type="CONNACK", size=len(packet.raw))
         if packet.reason_code == 0:
             if packet.session_present and self._options.clean_start:
                 raise ProtocolError(
