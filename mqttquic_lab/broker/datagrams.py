@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from mqttquic_lab.broker.early import marked
 from mqttquic_lab.broker.pipeline import PINGRESP, Pipeline
 from mqttquic_lab.broker.quic_options import takes_datagrams
+from mqttquic_lab.broker.tracing import note_received, note_sent
 from mqttquic_lab.errors import MalformedPacketError, ProtocolError
 from mqttquic_lab.mqtt import Connect, Disconnect, PacketDecoder, PingReq, ReasonCode
 from mqttquic_lab.mqtt.datagram import NOT_MQTT, READS_DATAGRAMS, read_datagram
@@ -155,6 +156,10 @@ class Datagrams(Pipeline):
             self._fail(error)
             self._server.changed()
             return
+        self._stats.packets_in += len(packets)
+        trace = self._server.trace
+        if trace.detail:
+            note_received(trace, self.client_id, None, packets)
         self._batch(marked(packets) if is_early else packets)
 
     def _read(self, data: bytes) -> list[Packet]:
@@ -182,8 +187,12 @@ class Datagrams(Pipeline):
         if self._connection.send_datagram(packet):
             self.sent += 1
             stats.datagrams_out += 1
+            stats.packets_out += 1
             stats.messages_out += 1
+            stats.payload_bytes_out += len(message.payload)
             stats.bytes_out += len(packet)
+            if self._server.trace.detail:
+                note_sent(self._server.trace, self.client_id, None, (packet,))
             outbox.messages_out += 1
             outbox.bytes_out += len(packet)
         else:

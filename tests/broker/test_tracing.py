@@ -10,6 +10,7 @@ from mqttquic_lab.broker.config import BrokerConfig
 from mqttquic_lab.broker.process import BrokerProcess
 from mqttquic_lab.errors import UsageError
 from mqttquic_lab.mqtt import Publish
+from tests.helpers.memory import MemoryConnection
 
 if TYPE_CHECKING:
     from tests.broker.conftest import Bench, MakeBench
@@ -42,6 +43,22 @@ async def test_packets_in_and_out(make_bench: MakeBench) -> None:
     shown = repr(list(bench.server.trace))
     assert "s3cret" not in shown
     assert "p4yload" not in shown
+
+
+async def test_datagrams_count_and_show_as_well(make_bench: MakeBench) -> None:
+    bench = await make_bench(trace=True, sys_interval=1)
+    peer = await bench.join("x", transport="quic")
+    assert isinstance(peer.connection, MemoryConnection)
+    peer.connection.datagram_size = peer.connection.peer.datagram_size = 1000
+    peer.connection.send_datagram(Publish("a", b"12345").encode())
+    await peer.sync()
+    assert ("packet_received", "PUBLISH", "x") in seen(bench)
+    stats = bench.server.stats()
+    assert (stats.packets_in, stats.payload_bytes_in) == (3, 5)
+    bench.clock.advance(1)
+    told = bench.server.sys_topics.retained.get("$SYS/broker/quic/datagrams/received", bench.clock.time())
+    assert told is not None
+    assert told.payload == b"1"
 
 
 async def test_off_until_switched_on(make_bench: MakeBench) -> None:
