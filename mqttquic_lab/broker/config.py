@@ -93,7 +93,8 @@ class BrokerConfig:
         ``acl(client, action, topic)``; see :mod:`mqttquic_lab.broker.acl`. Default: everybody everything.
     auth_methods : sequence or mapping, optional
         Methods of enhanced authentication (MQTT 5.0 section 4.12): ``["SCRAM-SHA-256"]`` lets `users` in without their
-        passwords travelling, ``{"SCRAM-SHA-256": {"ann": "secret"}}`` others; a method of one's own is an object as
+        passwords travelling, ``{"SCRAM-SHA-256": {"ann": "secret"}}`` others (a
+        :class:`~mqttquic_lab.mqtt.scram.ScramCredentials` will do in place of a password); a method of one's own is an object as
         :mod:`mqttquic_lab.mqtt.authentication` describes it. Clients that use none are asked for user name and
         password by `users` or `authenticate`; if there is neither, they are refused (0x87).
     store : path, optional

@@ -160,3 +160,15 @@ async def test_an_alias_of_the_client_and_one_of_the_broker_are_apart(bench: Ben
     peer.send(Publish("", b"", 1, packet_id=3, properties={"topic_alias": 5}))
     first, second = [await peer.next() for _ in range(2)]
     assert {type(first), type(second)} == {PubAck, Publish}
+
+
+async def test_streams_that_number_their_own_have_aliases_of_their_own(bench: Bench) -> None:
+    control = await bench.join("x", transport="quic", topic_alias_maximum=4)
+    await control.subscribe("a", "b")
+    data = control.open()
+    await data.subscribe("b", "c")
+    other = await bench.join("y")
+    for topic in "abcbc":
+        await other.publish(topic, b"x")
+    assert await seen(control, 3) == [("a", 1), ("b", 2), ("", 2)]
+    assert await seen(data, 4) == [("b", 1), ("c", 2), ("", 1), ("", 2)]

@@ -20,6 +20,7 @@ from mqttquic_lab.errors import (
 from mqttquic_lab.mqtt import Auth, ConnAck, Connect, Disconnect, Publish
 from mqttquic_lab.mqtt.authentication import Challenge, Failure, Success
 from mqttquic_lab.mqtt.scram import ScramClient
+from mqttquic_lab.quic.tickets import TicketStore
 from mqttquic_lab.session import AsyncSession
 from mqttquic_lab.session.options import SessionOptions
 from tests.helpers.memory import memory_pair
@@ -244,3 +245,27 @@ def test_options_that_cannot_be(options: dict[str, Any], words: str) -> None:
 def test_scram_needs_user_and_password(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         SessionOptions(auth=SCRAM, **options).auth_method()
+
+
+async def test_scram_begins_in_the_first_flight() -> None:
+    """CONNECT with the first message goes as early data; what the password protects comes later."""
+    config = BrokerConfig(
+        tls=False, tcp=False, quic_port=0, users={"ann": "secret"}, auth_methods=[SCRAM], early_data=True
+    )
+    tickets = TicketStore()
+    async with BrokerServer(config) as broker:
+
+        async def again() -> AsyncSession:
+            return await opened(
+                broker, auth=SCRAM, username="ann", password="secret", tickets=tickets, early_data=True,
+                ca_file=broker.ca_file,
+            )  # fmt: skip
+
+        async with await again() as session:
+            while not session.handshake.tickets:
+                await session.ping()
+        async with await again() as session:
+            assert session.handshake.early_data == "accepted"
+            assert session.handshake.round_trips == 2
+            await session.publish("a", "x", 1)
+        assert broker.stats().authentications == 2
