@@ -363,7 +363,9 @@ class Client(Pipeline):
         if self.stream is not None and self.state in (ConnectionState.IDLE, ConnectionState.AUTHENTICATING):
             # A CONNECT that is no good. Bytes that are no CONNECT at all get no answer (section 4.13.1).
             if code == ReasonCode.UNSUPPORTED_PROTOCOL_VERSION:
-                self.outbox.write(ConnAck(False, code).encode(4))  # the form that older clients read
+                self.outbox.write(
+                    ConnAck(False, code).encode(self._decoder.version or 4)
+                )  # older clients read that one
             elif self._decoder.version == 5:
                 answer = code if code in ALLOWED["CONNACK"] else ReasonCode.UNSPECIFIED_ERROR
                 self.outbox.write(ConnAck(False, answer).encode(5))

@@ -97,6 +97,10 @@ class BrokerConfig:
         :class:`~mqttquic_lab.mqtt.scram.ScramCredentials` will do in place of a password); a method of one's own is an object as
         :mod:`mqttquic_lab.mqtt.authentication` describes it. Clients that use none are asked for user name and
         password by `users` or `authenticate`; if there is neither, they are refused (0x87).
+    overlapping : {"once", "each"}, optional
+        What a client gets whose subscriptions overlap: one message, at the largest QoS of them and with the identifiers
+        of all, or a copy for each that matches. Either is right [MQTT-3.3.4-2]; without Subscription Identifiers, so in
+        MQTT 3.1.1, a client cannot tell which copy is for which subscription. Default: that of the profile.
     store : path, optional
         File in which to keep sessions that outlive their connection, with their subscriptions and messages on the way,
         retained messages and wills, so that the broker goes on after a restart, or a crash, where it was. An SQLite
@@ -192,6 +196,7 @@ class BrokerConfig:
         default=None, repr=False
     )
     auth_methods: Sequence[str | ServerMethod] | Mapping[str, Any] = field(default=(), repr=False)
+    overlapping: Literal["once", "each"] | None = None
     store: str | os.PathLike[str] | None = None
     store_sync: Literal["full", "normal"] = "full"
     trace: bool = False
@@ -232,6 +237,7 @@ class BrokerConfig:
             self._need("store", isinstance(path, str) and path != "", "give the path of a file")
             self.store = os.path.abspath(path)  # noqa: PTH100 - symbolic links stay
         self._need("store_sync", self.store_sync in ("full", "normal"), 'must be "full" or "normal"')
+        self._need("overlapping", self.overlapping in ("once", "each", None), 'must be "once" or "each"')
         choices = profile_named(self.profile).deliveries
         if self.deliveries is not None and self.deliveries not in choices:
             raise UsageError(

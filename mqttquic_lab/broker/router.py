@@ -154,9 +154,17 @@ class Route:
 
 
 class Router:
-    """All subscriptions of a broker."""
+    """All subscriptions of a broker.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    copies : bool
+        Whether a client whose subscriptions overlap gets a copy for each that matches; else one message, at the largest
+        QoS of them. Either is right [MQTT-3.3.4-2].
+    """
+
+    def __init__(self, *, copies: bool = False) -> None:
+        self._copies = copies
         self._trie: TopicTrie[Entry | SharedGroup] = TopicTrie()
         self._groups: dict[tuple[str, str], SharedGroup] = {}
         self._routes: dict[str, Route] = {}
@@ -222,7 +230,7 @@ class Router:
         """Return who gets messages of this topic."""
         route = self._routes.get(topic)
         if route is None:
-            by_session: dict[Session, list[Entry]] = {}
+            found: dict[Session | Entry, list[Entry]] = {}
             groups: list[SharedGroup] = []
             barred: set[Session] = set()
             for value in self._trie.match(topic):
@@ -231,8 +239,8 @@ class Router:
                 elif not is_asked(value.session) and not may_receive(value.session, topic):
                     barred.add(value.session)
                 else:
-                    by_session.setdefault(value.session, []).append(value)
-            route = Route(topic, [Target(entries) for entries in by_session.values()], groups, len(barred))
+                    found.setdefault(value if self._copies else value.session, []).append(value)
+            route = Route(topic, [Target(entries) for entries in found.values()], groups, len(barred))
             if len(topic) <= MAX_ROUTED_TOPIC:
                 if len(self._routes) >= MAX_ROUTES:
                     self._routes.clear()

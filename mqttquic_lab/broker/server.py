@@ -84,7 +84,7 @@ class BrokerServer:
         """Running counters; :meth:`stats` returns them together with what is held now."""
         self.changes = 0
         """Counts what :meth:`next_change` waits for, so that nobody has to wait for what has happened already."""
-        self.router = Router()
+        self.router = Router(copies=(self.config.overlapping or self.profile.overlapping) == "each")
         self.retained = RetainedMessages(
             self.config.max_retained, self.config.max_retained_bytes, self.config.max_topic_levels
         )
@@ -407,8 +407,10 @@ class BrokerServer:
 
     def publish(self, message: Message, publisher: Session | None) -> None:
         """Retain a message if it says so, and hand it to all who want it."""
-        if message.retain and not self.retained.store(message, self.clock.time()):
-            self.counters.retained_refused += 1
+        if message.retain:
+            message.publisher = None if publisher is None else publisher.client_id
+            if not self.retained.store(message, self.clock.time()):
+                self.counters.retained_refused += 1
         self.router.publish(message, publisher)
 
     def retained_for(self, topic: str) -> RetainedMessages:
@@ -423,9 +425,9 @@ class BrokerServer:
                 counts[client.connection.transport] += 1
         return counts
 
-    def _publish_will(self, will: Message) -> None:
+    def _publish_will(self, will: Message, client_id: str) -> None:
         self.counters.wills_published += 1
-        self.publish(will, None)
+        self.publish(will, self.sessions.get(client_id))
         self.changed()
 
     def _session_ended(self, session: Session) -> None:

@@ -155,6 +155,8 @@ class Connect(Packet):
         start = reader.pos
         level = reader.byte("protocol_version")
         if level not in (4, 5):
+            if level > 5:
+                reader.version = 5  # the nearest that we speak: the answer is in its form
             raise reader.breaks(rules.PROTOCOL_LEVEL, "protocol_version", start, f"{level}; 4 and 5 are supported")
         version: Version = 4 if level == 4 else 5
         reader.version = version

@@ -72,6 +72,8 @@ class BrokerProfile:
         Server-opened streams per connection; the least recently used one of a topic ends.
     max_inflight : int or None
         QoS 1 and 2 messages sent to a client and not acknowledged, whatever its Receive Maximum; None: no such bound.
+    overlapping : {"once", "each"}
+        What a client gets whose subscriptions overlap: one message, or a copy for each that matches [MQTT-3.3.4-2].
     names_publisher : bool
         Whether each delivery has a User Property ``x-mqtt-client-id`` with the publisher's client identifier.
     resets_keep_subscriptions : bool
@@ -114,6 +116,7 @@ class BrokerProfile:
     deliveries: tuple[DeliveryStrategy, ...] = ("subscribing-stream",)
     max_delivery_streams: int = 64
     max_inflight: int | None = None
+    overlapping: Literal["once", "each"] = "once"
     names_publisher: bool = False
     resets_keep_subscriptions: bool = False
     control_end: Literal["connection", "stream"] = "connection"
@@ -201,6 +204,7 @@ PROFILES: Final[Mapping[str, BrokerProfile]] = {
             "emqx",
             "EMQX",
             before_connect="close",
+            overlapping="each",
             resets_keep_subscriptions=True,
             control_end="stream",
             max_streams_bidi=10,
@@ -242,6 +246,7 @@ PROFILES: Final[Mapping[str, BrokerProfile]] = {
             deliveries=("per-topic", "control-only", "per-publish"),
             max_delivery_streams=100,
             max_inflight=64,
+            overlapping="each",
             names_publisher=True,
             max_streams_bidi=100,
             max_streams_uni=100,

@@ -49,6 +49,21 @@ async def test_overlapping_subscriptions_give_one_copy_with_the_highest_qos(benc
     assert await subscriber.sync() == []
 
 
+@pytest.mark.parametrize("options", [{"overlapping": "each"}, {"profile": "emqx"}])
+async def test_overlapping_subscriptions_give_a_copy_each(make_bench: MakeBench, options: dict[str, Any]) -> None:
+    bench = await make_bench(**options)
+    subscriber = await bench.join("s")
+    await subscriber.subscribe("a/#", qos=0, subscription_identifier=7)
+    await subscriber.subscribe("a/b", qos=1, subscription_identifier=3)
+    publisher = await bench.join("p")
+    for qos in (0, 1):
+        await publisher.publish("a/b", b"x", qos)
+        copies = [await subscriber.message(), await subscriber.message()]
+        told = {copy.properties["subscription_identifier"]: copy.qos for copy in copies}
+        assert told == {(7,): 0, (3,): qos}
+    assert await subscriber.sync() == []
+
+
 async def test_subscription_identifiers_are_each_clients_own(bench: Bench) -> None:
     subscribers = [await bench.join(f"s{number}") for number in range(3)]
     for number, subscriber in enumerate(subscribers):
