@@ -77,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help='JSON: {"name": "password"}; others are refused (also by SCRAM-SHA-256)',
     )
+    broker.add_argument(
+        "--store",
+        type=Path,
+        metavar="FILE",
+        help="keep sessions, QoS 1 and 2 messages, retained messages and wills there (default: in memory)",
+    )
     broker.add_argument("--acl", type=Path, metavar="FILE", help='JSON: [["user", "publish|subscribe|all", "filter"]]')
     broker.add_argument(
         "--sys-interval", type=float, default=10.0, help="seconds between figures in $SYS topics; 0: none (default: 10)"
@@ -329,6 +335,7 @@ def _broker(arguments: argparse.Namespace) -> int:
         auth_methods=["SCRAM-SHA-256"] if users else (),
         acl=_json_of(arguments.acl, list),
         sys_interval=arguments.sys_interval,
+        store=arguments.store,
     ) as broker:
         _serve(broker, arguments.ca_out)
     return 0

@@ -64,6 +64,8 @@ class Broker(Serving):
             return "<Broker: closed>"
         count = len(self.clients())
         refusals = [f"{number} {words}" for words, number in self.stats.refusals().items() if number]
+        if self.stats.store_error:
+            refusals.append(f"the store cannot be written: {self.stats.store_error}")
         notes = f"; {', '.join(refusals)}" if refusals else ""
         return f"<Broker at {', '.join(self.urls.values())}: {count} client{'s' * (count != 1)}{notes}>"
 
@@ -72,7 +74,14 @@ class Broker(Serving):
 
         if self._closed:
             return broker_html({}, state="closed")
-        return broker_html(self.urls, clients=self.clients(), counters=self.stats.refusals(), ca_file=self._ca())
+        stats = self.stats
+        return broker_html(
+            self.urls,
+            state="store cannot be written" if stats.store_error else "running",
+            clients=self.clients(),
+            counters={"messages in the store": stats.stored_messages, **stats.refusals()},
+            ca_file=self._ca(),
+        )
 
     def _ca(self) -> str:
         try:

@@ -166,7 +166,8 @@ def start_broker(
         Seconds until it must listen.
     **options
         host, quic, tls, tcp, quic_port, tls_port, tcp_port, server_names, profile, deliveries; users, authenticate,
-        auth_methods and acl for who may do what; sys_interval, trace and trace_capacity for what it tells; for
+        auth_methods and acl for who may do what; store for a file in which sessions and messages outlive the broker;
+        sys_interval, trace and trace_capacity for what it tells; for
         QUIC tuning, retry, early_data, early_data_window, quic_version, cipher_suites, groups, congestion,
         idle_timeout; and bounds. See :class:`mqttquic_lab.broker.BrokerConfig`.
 
@@ -176,6 +177,8 @@ def start_broker(
         Something cannot be used.
     PortInUseError
         A port that was asked for is taken.
+    StoreError
+        The file given as `store` cannot be used: another broker has it, it is damaged, or it is something else.
     """
     config = plan_broker(options, {"process", "timeout"})
     seconds = check_timeout(timeout)
