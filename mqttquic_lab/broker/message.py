@@ -85,9 +85,11 @@ class Message:
         When it may no longer be sent, on the broker's clock (MQTT 5.0 section 3.3.2.3.3).
     size : int
         Bytes of topic, payload and properties: what bounds count.
+    publisher : str or None
+        Client identifier of a retained message's publisher, who may not want it back [MQTT-3.8.3-3].
     """
 
-    __slots__ = ("_forms", "expires_at", "payload", "properties", "qos", "retain", "size", "topic")
+    __slots__ = ("_forms", "expires_at", "payload", "properties", "publisher", "qos", "retain", "size", "topic")
 
     def __init__(
         self,
@@ -111,6 +113,7 @@ class Message:
                 properties = {name: value for name, value in properties.items() if name not in NOT_FORWARDED}
         self.properties = properties
         self.size = _size(topic) + len(payload) + (_weight(properties) if properties else 0)
+        self.publisher: str | None = None
         self._forms: dict[tuple[int, int, bool, tuple[int, ...], int | None], Any] = {}
 
     def __repr__(self) -> str:

@@ -123,7 +123,8 @@ class RetainedDelivery:
                 continue
             topic = self._topics.popleft()
             message = self._server.retained_for(topic).get(topic, now)
-            if message is None or self._filter not in session.subscriptions:
+            entry = session.subscriptions.get(self._filter)
+            if message is None or entry is None or (entry.no_local and message.publisher == session.client_id):
                 continue
             if not may_receive(session, topic):
                 self._server.router.withheld += 1

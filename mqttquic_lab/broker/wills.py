@@ -26,11 +26,11 @@ class Wills:
     ----------
     clock : Clock
         Runs the delays.
-    publish : callable(Message)
-        Publishes a will that is due.
+    publish : callable(Message, str)
+        Publishes a will that is due, of the client of this identifier.
     """
 
-    def __init__(self, clock: Clock, publish: Callable[[Message], None]) -> None:
+    def __init__(self, clock: Clock, publish: Callable[[Message, str], None]) -> None:
         self._clock = clock
         self._publish = publish
         self._waiting: dict[Session, tuple[Will, TimerHandle]] = {}
@@ -112,4 +112,5 @@ class Wills:
         if self.journal is not None:
             self.journal.drop_will(client_id)
         properties = {name: value for name, value in will.properties.items() if name != "will_delay_interval"}
-        self._publish(Message(will.topic, will.payload, will.qos, will.retain, properties, self._clock.time()))
+        message = Message(will.topic, will.payload, will.qos, will.retain, properties, self._clock.time())
+        self._publish(message, client_id)

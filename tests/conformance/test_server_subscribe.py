@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +18,7 @@ from mqttquic_lab.mqtt import (
     Subscription,
     UnsubAck,
     Unsubscribe,
+    Will,
 )
 from tests.conformance.exchange import taken
 from tests.conformance.octets import block, packet, text
@@ -237,6 +238,23 @@ async def test_no_local(served: Served) -> None:
         await peer.publish("a", b"from x", qos)
         assert (await other.message()).payload == b"from x"
         assert await peer.sync() == []
+
+
+async def test_no_local_for_retained_messages_and_wills(served: Served) -> None:
+    """What was published on a connection of the same client identifier stays away, however it comes."""
+    options: dict[str, Any] = {"clean_start": False, "session_expiry_interval": 100, "will": Will("w", b"gone", 1)}
+    peer, other = await served.join("x", **options), await served.join("y")
+    await peer.publish("a", b"mine", 1, retain=True)
+    await other.publish("b", b"theirs", 1, retain=True)
+    await peer.subscribe("a", "b", "w", qos=1, no_local=True)
+    await other.subscribe("a", "w", qos=1, no_local=True)
+    assert (await peer.message()).payload == b"theirs"
+    assert await peer.sync() == []
+    assert (await other.message()).payload == b"mine"
+    await served.lose(peer, "x")
+    assert (await other.message()).payload == b"gone"
+    back = await served.join("x", clean_start=False)
+    assert await back.sync() == []
 
 
 async def test_a_suback_larger_than_the_client_takes_is_not_sent(served: Served) -> None:
