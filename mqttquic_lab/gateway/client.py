@@ -85,6 +85,7 @@ class Client:
                 self._end(relay.stream)
             else:
                 self._close(relay.code, relay.reason)
+        self._forget_when_over()
         self.gateway.changed()
 
     def _end(self, stream: ByteStream) -> None:
@@ -116,4 +117,10 @@ class Client:
         orderly = reason is None or (info is not None and info.application and info.by_peer and not info.error_code)
         for relay in tuple(self.relays):
             relay.client_gone(reason, orderly=orderly)
-        self.gateway.client_gone(self)
+        self._forget_when_over()
+        self.gateway.changed()
+
+    def _forget_when_over(self) -> None:
+        # A client that left in order is here until its broker has read what it wrote.
+        if not self.relays and self.connection.is_closed:
+            self.gateway.client_gone(self)

@@ -7,6 +7,7 @@ itself; RESET_STREAM or STOP_SENDING becomes RST, and RST RESET_STREAM and STOP_
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -19,13 +20,14 @@ from mqttquic_lab.net.tcp import TcpConnection
 from mqttquic_lab.quic.stream import HIGH_WATER as QUIC_HIGH_WATER
 
 if TYPE_CHECKING:
-    import asyncio
-
     from mqttquic_lab.gateway.client import Client
     from mqttquic_lab.net.stream import ByteStream, Connection
 
 CONNECT: Final = 0x10
 """First byte of every MQTT connection [MQTT-3.1.0-1]."""
+
+FAREWELL: Final = 10.0
+"""Seconds that a broker has to take what a client wrote before it left, and to end the connection itself."""
 
 
 class Relay:
@@ -49,6 +51,7 @@ class Relay:
         self.code = codes.NORMAL
         """By which the end is told, if it is not an orderly one."""
         self.reason = ""
+        self._left = False
         self._task: asyncio.Task[None] | None = None
         self._to_broker: _Direction | None = None
         self._from_broker: _Direction | None = None
@@ -120,6 +123,8 @@ class Relay:
         self._to_broker.begin()
         if data:
             self.stream.resume_reading()
+        if self._left:
+            self.gateway.spawn(self._see_off(connection, self._to_broker))
         self.gateway.changed()
 
     # --- the end
@@ -137,18 +142,37 @@ class Relay:
         """Follow the end of the client's connection."""
         if self.is_over:
             return
-        if orderly:
+        if orderly and self._task is not None:
             # What it wrote is its broker's to read: DISCONNECT, most of all.
-            self.gateway.counters.ended += 1
-            if self.upstream is not None:
-                self.gateway.spawn(self.upstream.close())
-        else:
+            self._left = True
+            if self.upstream is not None and self._to_broker is not None:
+                self.gateway.spawn(self._see_off(self.upstream, self._to_broker))
+            return
+        if not orderly:
             self.gateway.counters.client_resets += 1
             if reason is not None:
                 self.gateway.note(f"client {self.client.where}", str(reason))
             if self.upstream is not None:
                 self.upstream.control.reset()
         self._finish()
+
+    async def _see_off(self, upstream: Connection, to_broker: _Direction) -> None:
+        """Carry what has arrived of a client that left in order, then let the broker end the connection."""
+        try:
+            async with asyncio.timeout(FAREWELL):
+                while to_broker.is_behind:
+                    await upstream.control.drain()
+                    await asyncio.sleep(0)
+                to_broker.end()
+                await asyncio.wait([upstream.closed])
+        except TimeoutError:
+            if not self.is_over:
+                self.gateway.counters.client_resets += 1
+                self.gateway.note("upstream", f"the broker did not take in {FAREWELL:g} s what a client had left")
+                upstream.control.reset()
+                self._finish()
+        except LabError:
+            pass  # _broker_lost hears of it too
 
     def close(self) -> None:
         """End both sides, because the gateway closes."""
@@ -197,7 +221,9 @@ class Relay:
     def info(self) -> RelayedStream:
         """Return what a person may want to know."""
         up, down = self._to_broker, self._from_broker
-        if up is None or down is None or self.upstream is None:
+        if self._left:
+            state = "client left"
+        elif up is None or down is None or self.upstream is None:
             state = "waiting" if self._task is None else "connecting"
         elif up.ended:
             state = "client ended"
@@ -233,7 +259,7 @@ class _Direction:
 
     def begin(self) -> None:
         """Take what has arrived, and what comes."""
-        self._source.on_end = self._end
+        self._source.on_end = self.end
         self._source.on_data = self.carry
 
     def carry(self, data: bytes) -> None:
@@ -259,7 +285,14 @@ class _Direction:
         if not self._relay.is_over:
             self._source.resume_reading()
 
-    def _end(self) -> None:
-        self.ended = True
-        self._sink.end()
-        self._relay.direction_ended()
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that has arrived was not passed on yet."""
+        return self._waiting or bool(getattr(self._source, "held", 0))
+
+    def end(self) -> None:
+        """Pass the end on."""
+        if not self.ended:
+            self.ended = True
+            self._sink.end()
+            self._relay.direction_ended()

@@ -55,7 +55,7 @@ class GatewayServer:
         self._waiting = Waiting(self)
         self._identity: ThrowAwayIdentity | None = None
         self._urls: dict[str, str] = {}
-        self._started_at = 0.0
+        self._started_at: float | None = None
         self._state: Literal["new", "open", "closed"] = "new"
 
     def __repr__(self) -> str:
@@ -184,7 +184,7 @@ class GatewayServer:
         """Return all counters, and what is held now."""
         return dataclasses.replace(
             self.counters,
-            uptime=self.loop.time() - self._started_at if self._state != "new" else 0.0,
+            uptime=self.loop.time() - self._started_at if self._started_at is not None else 0.0,
             connections=len(self._clients),
             streams=self._streams,
             pending=sum(relay.pending for client in self._clients for relay in client.relays),

@@ -16,7 +16,8 @@ class RelayedStream:
     stream_id: int | None
     """QUIC stream id, or None over TLS."""
     state: str
-    """``"waiting"`` for its first byte, ``"connecting"``, ``"open"``, ``"client ended"``, ``"broker ended"``."""
+    """``"waiting"`` for its first byte, ``"connecting"``, ``"open"``, ``"client ended"``, ``"broker ended"``,
+    ``"client left"``."""
     local_port: int | None
     """Our TCP port towards the broker, by which its log names the client."""
     opened_at: float

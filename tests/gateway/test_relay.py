@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mqttquic_lab.gateway import codes
+from mqttquic_lab.gateway import codes, relay
 from mqttquic_lab.mqtt import Connect
 from mqttquic_lab.net.address import parse_url
 from mqttquic_lab.net.certificates import Trust
@@ -127,12 +127,48 @@ async def test_a_reset_of_the_client(scheme: str) -> None:
 async def test_a_client_that_closes_in_order() -> None:
     async with upstream() as server, gateway(server) as front, client(front) as ours:
         ours.control.write(b"last words")
+        await ours.close(0)  # perhaps before there is a connection to the broker
         there = await server.arrived()
-        await ours.close(0)
         assert await there.read(10) == b"last words"
         await there.until(lambda: there.ended)
+        there.stream.write(b"nobody reads this")
+        there.stream.end()
+        await front.wait_for(lambda: not front.clients())
         assert there.reset_code is None
-        assert front.stats().ended == 1
+        assert (front.stats().ended, front.stats().client_resets) == (1, 0)
+
+
+async def test_what_a_client_left_behind_reaches_a_slow_broker() -> None:
+    async with upstream() as server, gateway(server) as front, client(front) as ours:
+        ours.control.write(b"x")
+        there = await server.arrived()
+        await there.read(1)
+        there.stream.pause_reading()
+        ours.control.write(LARGE * 4)
+        await settle(lambda: front.stats().pauses > 0)
+        sent = front.stats().bytes_to_broker
+        await ours.close(0)
+        await front.wait_for(lambda: front.clients()[0].streams[0].state == "client left")
+        there.stream.resume_reading()
+        await there.until(lambda: there.ended)
+        assert len(there.data) > sent  # all that was acknowledged to the client
+        assert there.data == (LARGE * 4)[: len(there.data)]
+        there.stream.end()
+        await front.wait_for(lambda: not front.clients())
+        assert front.stats().client_resets == 0
+
+
+async def test_a_broker_that_never_takes_what_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "FAREWELL", 0.05)
+    async with upstream() as server, gateway(server) as front, client(front) as ours:
+        ours.control.write(b"x")
+        there = await server.arrived()
+        await there.read(1)
+        await ours.close(0)
+        await there.until(lambda: there.ended)  # and does nothing about it
+        await front.wait_for(lambda: not front.clients())
+        assert front.stats().client_resets == 1
+        assert "did not take" in newest(front).message
 
 
 async def test_a_client_that_breaks_off() -> None:

