@@ -7,9 +7,7 @@ import asyncio
 import sys
 import time
 
-from tests.fuzz.mutate import mutate
-from tests.fuzz.packets import client_plan, server_plan
-from tests.fuzz.run import GUARDED, Fuzzer
+from tests.fuzz.run import Fuzzer
 
 
 def main() -> int:
@@ -25,10 +23,7 @@ def main() -> int:
         r, kind, name = fuzzer.kind_of(options.case)
         print(f"case {options.case}: {kind} at the broker {name!r}")
         if kind != "handshake":
-            client = kind.startswith("client")
-            transport = kind.removeprefix("client ")
-            valid = server_plan(r, transport) if client else client_plan(r, transport, known=name == GUARDED)
-            plan = mutate(r, valid)
+            plan = fuzzer.plan(r, kind, name)
             for lane in plan.lanes:
                 print(f"  {lane.kind}, then {lane.end}: {lane.header.hex()} {[each.hex() for each in lane.packets]}")
     report = asyncio.run(fuzzer.run(options.seconds, options.case))

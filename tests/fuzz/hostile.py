@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mqttquic_lab.errors import LabError
 from mqttquic_lab.net.listen import listen
 from mqttquic_lab.session.client import AsyncSession
-from tests.fuzz.mutate import mutate, pieces
-from tests.fuzz.packets import server_plan, text, topic, topic_filter
+from tests.fuzz.mutate import pieces
+from tests.fuzz.packets import text, topic, topic_filter
 from tests.fuzz.throw import Answering, Unanswered
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class HostileServer:
             stream.reset(r.choice((0, 0xB3, 0xBC, 0xC0)))
 
 
-async def client_case(r: Random, server: HostileServer, transport: str) -> str:
+async def client_case(r: Random, plan: Plan, server: HostileServer, transport: str) -> str:
     """Let our client meet a mutated server; returns what came of it.
 
     Raises
@@ -138,7 +138,6 @@ async def client_case(r: Random, server: HostileServer, transport: str) -> str:
     Exception
         One that is not a LabError came out of the client.
     """
-    plan = mutate(r, server_plan(r, transport))
     server.arm(r, plan)
     options: dict[str, Any] = {}
     if transport != "tcp":

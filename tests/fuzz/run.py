@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import resource
@@ -19,15 +20,19 @@ from typing import TYPE_CHECKING, Any
 from mqttquic_lab.broker.acl import AclRule
 from mqttquic_lab.broker.config import BrokerConfig
 from mqttquic_lab.broker.server import BrokerServer
+from mqttquic_lab.gateway.config import GatewayConfig
+from mqttquic_lab.gateway.server import GatewayServer
 from mqttquic_lab.net.certificates import CertificateAuthority
 from tests.fuzz.hostile import HostileServer, client_case
 from tests.fuzz.mutate import mutate
-from tests.fuzz.packets import client_plan
+from tests.fuzz.packets import client_plan, server_plan
 from tests.fuzz.throw import Unanswered, handshake, over_quic, over_tcp
 from tests.fuzz.witness import Witness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.fuzz.packets import Plan
 
 TIGHT: dict[str, Any] = {
     "quic_port": 0, "tls_port": 0, "tcp_port": 0, "connect_timeout": 1.0, "idle_timeout": 4.0,
@@ -60,7 +65,7 @@ GUARDED = "guarded"
 WITNESSED = ("generic", "kept", "mqttv5")
 
 KINDS = (
-    *("tcp",) * 6, *("quic",) * 6, "tls", *("handshake",) * 3, *("client tcp",) * 3, *("client quic",) * 2,
+    *("tcp",) * 6, *("quic",) * 6, "tls", "gateway", *("handshake",) * 3, *("client tcp",) * 3, *("client quic",) * 2,
     "client tls",
 )  # fmt: skip
 
@@ -109,7 +114,10 @@ class Report:
 
 
 def rss() -> float:
-    """Return the memory of this process now, MiB."""
+    """Return the memory of this process now, MiB, without what is free and merely not given back."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc has it
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
@@ -141,6 +149,7 @@ class Fuzzer:
         self.report = Report(seed)
         self._workers = workers
         self._servers: dict[str, BrokerServer] = {}
+        self._gateway: GatewayServer
         self._hostile = [HostileServer() for _ in range(workers)]
         self._witnesses: list[Witness] = []
         self._active: set[int] = set()
@@ -158,6 +167,14 @@ class Fuzzer:
         r = Random(f"{self.report.seed}/{number}")
         return r, r.choice(KINDS), r.choice(tuple(BROKERS))
 
+    @staticmethod
+    def plan(r: Random, kind: str, name: str) -> Plan:
+        """Return what a case throws."""
+        if kind.startswith("client"):
+            return mutate(r, server_plan(r, kind.removeprefix("client ")))
+        known = name == GUARDED and kind != "gateway"
+        return mutate(r, client_plan(r, "quic" if kind == "gateway" else kind, known=known))
+
     async def case(self, number: int, hostile: HostileServer) -> None:
         """Run one case."""
         r, kind, name = self.kind_of(number)
@@ -165,13 +182,17 @@ class Fuzzer:
         self._active.add(number)
         try:
             if kind.startswith("client"):
-                outcome = await client_case(r, hostile, kind.removeprefix("client "))
+                outcome = await client_case(r, self.plan(r, kind, name), hostile, kind.removeprefix("client "))
             elif kind == "handshake":
                 outcome = await handshake(r, _port(server.urls["quic"]))
             else:
-                plan = mutate(r, client_plan(r, kind, known=name == GUARDED))
+                plan = self.plan(r, kind, name)
                 during = Random(r.random())  # what happens meanwhile must not change what is sent
-                if kind == "quic":
+                if kind == "gateway":
+                    outcome = await over_quic(
+                        during, plan, self._gateway.url, self._gateway.ca_file, ends_with_control=True
+                    )
+                elif kind == "quic":
                     outcome = await over_quic(
                         during, plan, server.urls["quic"], server.ca_file,
                         ends_with_control=server.profile.control_end == "connection",
@@ -221,7 +242,6 @@ class Fuzzer:
                     await witness.start()
                 await self._cases(min(5.0, seconds / 3))
                 await asyncio.sleep(0.2)
-                gc.collect()
                 self.report.early_rss = rss()
                 await self._cases(max(0.0, seconds - (time.monotonic() - began)))
                 for witness in self._witnesses:
@@ -231,7 +251,6 @@ class Fuzzer:
                         self.fail(complaint)
             self.report.seconds = time.monotonic() - began
             await self._settle(tasks)
-            gc.collect()
             self.report.late_rss = rss()
             self.report.peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             for server in self._servers.values():
@@ -245,6 +264,10 @@ class Fuzzer:
             if settings.pop("store", False):
                 settings["store"] = str(folder / f"{name}.db")
             self._servers[name] = await stack.enter_async_context(BrokerServer(BrokerConfig(**settings)))
+        behind = GatewayConfig(
+            self._servers["generic"].urls["mqtt"], quic_port=0, max_streams=3, idle_timeout=4.0, connect_timeout=1.0
+        )
+        self._gateway = await stack.enter_async_context(GatewayServer(behind))
         authority = CertificateAuthority.create("fuzz CA")
         ca_file = folder / "ca.pem"
         authority.write_ca(ca_file)
@@ -277,6 +300,8 @@ class Fuzzer:
             left[f"subscriptions of {name}"] = stats.subscriptions
             left[f"queued messages of {name}"] = stats.queued
             left[f"queued bytes of {name}"] = stats.queued_bytes
+        left["connections of the gateway"] = sum(len(each.connections) for each in self._gateway._listeners)
+        left["clients of the gateway"] = len(self._gateway._clients)
         left["connections of hostile servers"] = sum(hostile.connections for hostile in self._hostile)
         return left
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fuzz.mutate import mutate, mutate_packets
-from tests.fuzz.packets import client_plan, server_plan
+from tests.fuzz.mutate import mutate_packets
 from tests.fuzz.run import Fuzzer
 
 SECONDS = 20.0
-GROWTH = 48.0
+GROWTH = 24.0
 """MiB by which a run may grow after its warm-up: retained messages, tickets and caches fill up to their bounds."""
 
 
@@ -29,14 +28,14 @@ def test_the_same_seed_makes_the_same_cases() -> None:
     def plans() -> list[str]:
         made = []
         for number in range(200):
-            r, kind, _ = Fuzzer("x").kind_of(number)
-            make = server_plan if kind.startswith("client") else client_plan
-            made.append(repr(mutate(r, make(r, kind.removeprefix("client ")))))
+            r, kind, name = Fuzzer("x").kind_of(number)
+            if kind != "handshake":
+                made.append(repr(Fuzzer.plan(r, kind, name)))
         return made
 
     first = plans()
     assert first == plans()
-    assert len(set(first)) > 190
+    assert len(set(first)) > 0.9 * len(first)
 
 
 def test_mutations_need_no_packets() -> None:

@@ -50,6 +50,7 @@ class Witness:
             urls["quic"], client_id=f"witness-reader-{self.name}", reconnect=False, ca_file=ca_file, timeout=PATIENCE
         )
         self._feed = await self._reader.subscribe(f"witness/{self.name}/#", qos=2, decode="raw")
+        self._feed.log.columns_since(0, 1)  # imports what it needs now, not between two looks at the memory
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
