@@ -196,7 +196,7 @@ class Engine(DatagramFrames):
         self.preferred: QuicPreferredAddress | None = None
         super().__init__(configuration=configuration, **options)
         self._streams: Streams = Streams()
-        self.schedule = Schedule(self._streams)
+        self.schedule = Schedule(self._streams, self._grant_streams, self._opened_by_us)
         self.pacer = self._loss._pacer = Pacer(
             max_datagram_size=self._loss._pacer._max_datagram_size, more=self._more_to_send
         )
@@ -361,6 +361,12 @@ class Engine(DatagramFrames):
     @_streams_queue.setter
     def _streams_queue(self, order: object) -> None:
         """Keep the schedule's own order."""
+
+    def _grant_streams(self, stream_id: int, more: int) -> None:
+        self._stream_limit(stream_id).value += more
+
+    def _opened_by_us(self, stream_id: int) -> bool:
+        return (stream_id & 1 == 0) == bool(self._is_client)
 
     def _write_stream_frame(
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream, max_offset: int

@@ -22,7 +22,7 @@ from mqttquic_lab.net.stream import DEFAULT_URGENCY, MAX_URGENCY
 from mqttquic_lab.quic.private_recovery import Resender
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from aioquic.quic.events import StreamDataReceived, StreamReset
     from aioquic.quic.packet import QuicErrorCode, QuicStreamFrame
@@ -36,6 +36,9 @@ URGENCIES: Final = range(MAX_URGENCY + 1)
 
 MAX_PASSED_OVER: Final = 32
 """Packets in a row that streams of one urgency wait for more urgent ones; the packet after those is theirs."""
+
+MAX_GRANTED: Final = 128
+"""Streams of the peer for which it may have credit back before it has acknowledged their end."""
 
 FULL: Final = 16
 """Bytes: with less room than this in a packet, no further stream is asked to fill it."""
@@ -70,15 +73,22 @@ class Schedule:
     ----------
     streams : Streams
         The engine's.
+    grant : callable(int, int)
+        Lets the peer open so many more streams of the type of the one with this id.
+    is_ours : callable(int) -> bool
+        Whether a stream is one that we have opened.
 
     Attributes
     ----------
     freed : bool
-        Whether streams were forgotten in the last packet, so that the peer may open others.
+        Whether streams ended in the last packet, so that the peer may open others.
     """
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, grant: Callable[[int, int], None], is_ours: Callable[[int], bool]) -> None:
         self._streams = streams
+        self._grant = grant
+        self._is_ours = is_ours
+        self._granted: set[int] = set()
         self._ready: list[OrderedDict[int, QuicStream]] = [OrderedDict() for _ in URGENCIES]
         self._unsettled: dict[int, QuicStream] = {}
         self._urgencies: dict[int, int] = {}
@@ -156,6 +166,7 @@ class Schedule:
         if self._unsettled:
             for stream_id, stream in tuple(self._unsettled.items()):
                 yield stream
+                self._give_back(stream_id, stream)
                 if stream_id not in self._streams:
                     self._forget(stream_id)
                     self.freed = True
@@ -167,6 +178,7 @@ class Schedule:
             for _ in range(len(ready)):
                 stream_id, stream = next(iter(ready.items()))
                 yield stream
+                self._give_back(stream_id, stream)
                 self._served(ready, stream_id, stream.sender)
                 if self._full:
                     break
@@ -195,8 +207,30 @@ class Schedule:
         else:
             ready.move_to_end(stream_id)
 
+    def _give_back(self, stream_id: int, stream: QuicStream) -> None:
+        """Let the peer open another stream once all of this one has arrived, and has left (RFC 9000 section 4.6).
+
+        aioquic does so a round trip later, when the peer has acknowledged our FIN as well.
+        """
+        sender = stream.sender
+        if (
+            stream.receiver.is_finished
+            and sender._buffer_fin is not None
+            and not (len(sender._pending) or sender._pending_eof)
+            and stream_id not in self._granted
+            and stream_id in self._streams
+            and not self._is_ours(stream_id)
+            and len(self._granted) < MAX_GRANTED
+        ):
+            self._granted.add(stream_id)
+            self._grant(stream_id, 1)
+            self.freed = True
+
     def _forget(self, stream_id: int) -> None:
         """Drop what is kept for a stream that aioquic has discarded."""
+        if stream_id in self._granted:
+            self._granted.discard(stream_id)
+            self._grant(stream_id, -1)  # aioquic has done it now
         self._unsettled.pop(stream_id, None)
         self._ready[self.urgency(stream_id)].pop(stream_id, None)
         self._urgencies.pop(stream_id, None)

@@ -14,9 +14,9 @@ from aioquic.quic.events import StreamDataReceived
 from aioquic.quic.logger import QuicLogger
 from aioquic.quic.stream import QuicStreamReceiver, QuicStreamSender
 
-from mqttquic_lab.quic import private_streams
+from mqttquic_lab.quic import private, private_streams
 from mqttquic_lab.quic.private import Engine
-from mqttquic_lab.quic.private_streams import MAX_PASSED_OVER, Receiver, Sender
+from mqttquic_lab.quic.private_streams import MAX_GRANTED, MAX_PASSED_OVER, Receiver, Sender
 from tests.helpers.engines import CLIENT, SERVER, Engines
 
 if TYPE_CHECKING:
@@ -267,3 +267,65 @@ def test_the_urgency_of_a_stream_with_data_waiting_can_change(engines: Engines) 
     client.schedule.set_urgency(4, 3)
     engines.deliver()
     assert received(server) == [0, 4]
+
+
+# --- credit
+
+
+def test_the_peer_may_open_another_stream_before_it_has_acknowledged_the_end_of_the_last(
+    identities: Identities,
+) -> None:
+    pair = Engines(identities)
+    private_streams.limit_streams(pair.server, 2, 2)
+    pair.deliver()
+    client, server = pair.client, pair.server
+    for number in range(2):
+        client.send_stream_data(4 * number, b"hello", end_stream=True)
+    pair.deliver()
+    assert private_streams.stream_credit(client) == 0
+    server.send_stream_data(0, b"bye", end_stream=True)
+    pair.now += 0.01
+    for data, _ in server.datagrams_to_send(pair.now):
+        client.receive_datagram(data, SERVER, pair.now)
+    assert private_streams.stream_credit(client) == 1
+    assert 0 in server._streams  # the client has not acknowledged yet
+    pair.deliver()
+    assert 0 not in server._streams
+    assert server._local_max_streams_bidi.value == 3  # once for each stream
+    server.send_stream_data(4, b"bye", end_stream=True)
+    pair.deliver()
+    client.send_ping(1)
+    pair.deliver()
+    assert server._local_max_streams_bidi.value == 4
+    assert not server.schedule._granted
+
+
+def test_credit_waits_for_both_directions(engines: Engines) -> None:
+    client, server = engines.client, engines.server
+    before = server._local_max_streams_bidi.value
+    client.send_stream_data(0, b"hello")
+    engines.deliver()
+    server.send_stream_data(0, b"bye", end_stream=True)  # but the client has not ended its side
+    engines.deliver()
+    client.send_stream_data(4, b"hello", end_stream=True)
+    engines.deliver()
+    server.send_stream_data(4, b"bye")  # nor the server
+    engines.deliver()
+    assert server._local_max_streams_bidi.value == before
+
+
+def test_a_peer_that_acknowledges_no_end_gets_so_much_credit_and_no_more(engines: Engines) -> None:
+    client, server = engines.client, engines.server
+    private.stop_pacing(server)
+    before = server._local_max_streams_bidi.value
+    for number in range(MAX_GRANTED + 40):
+        client._remote_max_streams_bidi = server._local_max_streams_bidi.value = 1000 + before
+        client.send_stream_data(4 * number, b"x", end_stream=True)
+    for _ in range(20):
+        engines.now += 0.01
+        for data, _to in client.datagrams_to_send(engines.now):
+            server.receive_datagram(data, CLIENT, engines.now)
+    for number in range(MAX_GRANTED + 40):
+        server.send_stream_data(4 * number, b"", end_stream=True)
+    server.datagrams_to_send(engines.now)  # and never an answer
+    assert server._local_max_streams_bidi.value == 1000 + before + MAX_GRANTED
