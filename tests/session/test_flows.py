@@ -422,6 +422,19 @@ async def test_a_message_of_the_brokers_flow_finds_the_flow_that_subscribed() ->
         assert [bytes(p) for feed in (on_flow, on_control) for p in feed.df["payload"]] == [b"f", b"c"]
 
 
+async def test_without_identifiers_a_message_goes_to_the_control_streams_feeds_first() -> None:
+    async with scripted_flows(ConnAck(properties={"subscription_identifier_available": 0})) as (session, broker):
+        stream, end = await opened_flow(session, broker)
+        on_flow = await subscribed(stream, end, "t/#")
+        asking = asyncio.create_task(session.subscribe("t/1"))
+        await broker.grant()
+        on_control = await hang(asking)
+        broker.deliver(1, message("t/1"), message("t/2"))
+        await hang(on_flow.wait(1))
+        await hang(on_control.wait(1))
+        assert [set(feed.df["topic"]) for feed in (on_flow, on_control)] == [{"t/2"}, {"t/1"}]
+
+
 async def test_a_flow_of_the_broker_goes_on_where_it_was() -> None:
     async with scripted_flows() as (session, broker):
         asking = asyncio.create_task(session.subscribe("t", qos=2))

@@ -329,7 +329,7 @@ async def test_flow_state_expires_here_too() -> None:
         async with asyncio.timeout(10):
             while flow.flow.state == "kept":
                 await asyncio.sleep(0.05)
-        assert (flow.flow.state, feed.is_active) == ("gone", False)
+        assert (flow.flow.state, feed.is_active, flow.feeds) == ("gone", False, ())
         with pytest.raises(UsageError, match="gone"):
             await flow.discard()
 
