@@ -16,6 +16,7 @@ from tests.benchmarks import (
     bench_migration,
     bench_records,
     bench_round_trips,
+    bench_store,
     bench_streams,
 )
 
@@ -46,6 +47,7 @@ BENCHMARKS = {
         bench_round_trips.tables,
     ),
     "streams": Benchmark(bench_streams.run, bench_streams.tables),
+    "store": Benchmark(bench_store.run, bench_store.tables),
 }
 
 
