@@ -158,6 +158,20 @@ async def test_what_a_client_left_behind_reaches_a_slow_broker() -> None:
         assert front.stats().client_resets == 0
 
 
+async def test_a_client_leaves_with_much_on_its_way_to_it() -> None:
+    async with upstream() as server, gateway(server) as front, client(front) as ours:
+        ours.control.write(b"x")
+        there = await server.arrived()
+        ours.control.pause_reading()
+        there.stream.write(LARGE * 4)
+        await settle(lambda: front.stats().pauses > 0)
+        await ours.close(0)
+        await there.until(lambda: there.ended)
+        there.stream.end()
+        await front.wait_for(lambda: not front.clients())
+        assert (front.stats().ended, front.stats().client_resets) == (1, 0)
+
+
 async def test_a_broker_that_never_takes_what_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "FAREWELL", 0.05)
     async with upstream() as server, gateway(server) as front, client(front) as ours:
