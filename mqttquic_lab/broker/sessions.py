@@ -83,9 +83,9 @@ class Session:
     """
 
     __slots__ = (
-        "_backlog", "_clock", "_config", "_stats", "client", "client_id", "deliveries", "expires_at", "expiry_interval",
-        "expiry_timer", "flows", "inflight_bytes", "kept", "owner", "queue", "queued_bytes", "rights",
-        "subscriptions",
+        "_backlog", "_clock", "_config", "_inflight_bytes", "_stats", "client", "client_id", "deliveries", "expires_at",
+        "expiry_interval", "expiry_timer", "flows", "kept", "owner", "queue", "queued_bytes", "rights", "subscriptions",
+        "under_way",
     )  # fmt: skip
 
     def __init__(
@@ -108,7 +108,9 @@ class Session:
         self.deliveries.suspend()
         self.queue: deque[Outgoing] = deque()
         self.queued_bytes = 0
-        self.inflight_bytes = 0
+        self._inflight_bytes = 0
+        self.under_way = 0
+        """Bytes of the messages sent and not acknowledged on all streams of the client; kept by their owner."""
         self.expiry_interval = 0
         self.expires_at = 0.0
         self.expiry_timer: TimerHandle | None = None
@@ -125,6 +127,16 @@ class Session:
     def inflight(self) -> int:
         """QoS 1 and 2 messages sent and not acknowledged."""
         return len(self.deliveries)
+
+    @property
+    def inflight_bytes(self) -> int:
+        """Topic, payload and property bytes of those."""
+        return self._inflight_bytes
+
+    @inflight_bytes.setter
+    def inflight_bytes(self, count: int) -> None:
+        self.owner.under_way += count - self._inflight_bytes
+        self._inflight_bytes = count
 
     # --- connections --------------------------------------------------------------------------------------------
 
@@ -191,7 +203,8 @@ class Session:
         deliveries, kept = self.deliveries, self.kept
         if deliveries.quota == 0:
             return False
-        if self.inflight_bytes and self.inflight_bytes + message.size > self._config.max_queued_bytes:
+        # The client's streams share the bound. One message is always let through: its acknowledgement brings the next.
+        if self._inflight_bytes and self.owner.under_way + message.size > self._config.max_queued_bytes:
             return False
         form = message.form(client.version, qos, retain, identifiers, self._clock.time())
         if not client.takes(form.size):

@@ -90,3 +90,22 @@ async def test_what_follows_connect_may_be_larger(bench: Bench) -> None:
     peer.send(Connect("x").encode() + Subscribe(1, filters).encode())
     await peer.next()
     assert (await peer.next()).NAME == "SUBACK"
+
+
+async def test_the_streams_of_a_client_share_the_bound_in_bytes(make_bench: MakeBench) -> None:
+    bench = await make_bench(max_queued_bytes=10_000)
+    control = await bench.join("x", transport="quic")
+    streams = [control.open() for _ in range(3)]
+    for stream in streams:
+        await stream.subscribe("a", qos=1)
+    writer = await bench.join("y")
+    for _ in range(2):
+        await writer.publish("a", bytes(1900), 1)
+    info = next(client for client in bench.server.clients() if client.client_id == "x")
+    assert (info.inflight, info.queued) == (5, 1)  # not 2 on each
+    for _ in range(2):
+        for stream in streams:
+            await stream.message()
+    await bench.server.wait_for(lambda: all(c.inflight == c.queued == 0 for c in bench.server.clients()))
+    (session,) = [each for each in bench.server.sessions if each.client_id == "x"]
+    assert session.under_way == 0
