@@ -366,12 +366,15 @@ class Client(Pipeline):
                 self.outbox.write(
                     ConnAck(False, code).encode(self._decoder.version or 4)
                 )  # older clients read that one
+                self._stats.connects_refused += 1
             elif self._decoder.version == 5:
                 answer = code if code in ALLOWED["CONNACK"] else ReasonCode.UNSPECIFIED_ERROR
                 self.outbox.write(ConnAck(False, answer).encode(5))
+                self._stats.connects_refused += 1
             elif self._decoder.version == 4 and code == ReasonCode.CLIENT_IDENTIFIER_NOT_VALID:
                 # All else that is wrong with a CONNECT of 3.1.1 gets no CONNACK [its MQTT-3.1.4-1, MQTT-3.1.3-8].
                 self.outbox.write(ConnAck(False, code).encode(4))
+                self._stats.connects_refused += 1
         self.disconnect(code, str(error), "protocol error")
 
     def _close(self, reason: str, cause: str = "") -> None:

@@ -94,9 +94,9 @@ class BrokerConfig:
     auth_methods : sequence or mapping, optional
         Methods of enhanced authentication (MQTT 5.0 section 4.12): ``["SCRAM-SHA-256"]`` lets `users` in without their
         passwords travelling, ``{"SCRAM-SHA-256": {"ann": "secret"}}`` others (a
-        :class:`~mqttquic_lab.mqtt.scram.ScramCredentials` will do in place of a password); a method of one's own is an object as
-        :mod:`mqttquic_lab.mqtt.authentication` describes it. Clients that use none are asked for user name and
-        password by `users` or `authenticate`; if there is neither, they are refused (0x87).
+        :class:`~mqttquic_lab.mqtt.scram.ScramCredentials` will do in place of a password); a method of one's own is an
+        object as :mod:`mqttquic_lab.mqtt.authentication` describes it. Clients that use none are asked for user name
+        and password by `users` or `authenticate`; if there is neither, they are refused (0x87).
     overlapping : {"once", "each"}, optional
         What a client gets whose subscriptions overlap: one message, at the largest QoS of them and with the identifiers
         of all, or a copy for each that matches. Either is right [MQTT-3.3.4-2]; without Subscription Identifiers, so in

@@ -35,6 +35,15 @@ def test_every_counter_of_a_refusal_is_looked_at_by_a_test(name: str) -> None:
     assert any(looked_at.search(path.read_text()) for path in tests), f"no test asserts {name}"
 
 
+@pytest.mark.parametrize("data", [b"\x10\x0c\0\x04MQTT\x07\x02\0\0\0\0", b"\x10\x0c\0\x04MQTT\x04\0\0\0\0\0"])
+async def test_a_connect_that_is_answered_with_a_failure(make_bench: MakeBench, data: bytes) -> None:
+    bench = await make_bench()
+    peer = bench.attach(5 if data[8] == 7 else 4)
+    peer.send(data)
+    assert len(await peer.closed()) == 1
+    assert bench.server.stats().connects_refused == 1
+
+
 async def test_a_keep_alive_that_ran_out(make_bench: MakeBench) -> None:
     bench = await make_bench()
     peer = await bench.join("x", keepalive=10)
