@@ -437,7 +437,7 @@ class Session:
 
         With ``streams="flows"`` it carries a flow, and takes the keywords `flow_id`, `clean`, `abort_if_no_state`,
         `persistent_qos`, `persistent_topic_alias`, `persistent_subscriptions`, `expire_interval`, `err_tolerance` and
-        `unidirectional`: see :meth:`mqttquic_lab.session.AsyncSession.open_stream`.
+        `unidirectional`: see :class:`mqttquic_lab.session.flow_spec.FlowOptions`.
 
         Parameters
         ----------

@@ -13,7 +13,6 @@ from mqttquic_lab.session.connecting import checked_connect, deadline_of, open_t
 from mqttquic_lab.session.fallback import first_that_works
 from mqttquic_lab.session.feed import AsyncFeed
 from mqttquic_lab.session.flow_spec import FlowOptions
-from mqttquic_lab.session.flow_streams import FlowStreams
 from mqttquic_lab.session.lifecycle import SessionLifecycle
 from mqttquic_lab.session.offline import QUEUED, OfflineMessage
 from mqttquic_lab.session.options import SessionOptions, check_timeout
@@ -445,20 +444,8 @@ class AsyncSession(SessionLifecycle):
     ) -> AsyncStream:
         """Open a data stream, to publish and subscribe on; QUIC only.
 
-        With ``streams="flows"`` it carries a flow (MQoQ draft chapter 9), a new one unless `flow_id` names one:
-        ``stream.flow`` tells about it. Its header is made of these keywords, as the draft names them:
-
-        - ``flow_id``: an existing flow to go on with. If it has a stream, the new one takes it over (9.14); if not, it
-          is recovered (9.15). For flows that this session knows, the stream returned is the same object as before.
-        - ``clean``: both ends forget what they keep of `flow_id` first (9.8). Always so for new flows.
-        - ``abort_if_no_state``: with `flow_id`, True wants its state or nothing: without it, the stream ends with
-          NO_FLOW_STATE (9.15). Left out, a flow without state begins again, clean, which ``session.events`` tells.
-        - ``persistent_qos``, ``persistent_subscriptions``, ``persistent_topic_alias``: what outlives the end of the
-          stream or connection, for `expire_interval` (9.8). Default: the first two.
-        - ``expire_interval``: seconds, or ``"5min"``, for which both ends keep that (9.7). Default 300; 0: not at all.
-        - ``err_tolerance``: 0 to 3, a field that the draft has but does not explain.
-        - ``unidirectional``: True opens one on which only this session sends, so QoS 0 only (9.1.2); with
-          ``profile="mqttv5"`` all are, and their answers come on the control stream.
+        With ``streams="flows"`` it carries a flow (MQoQ draft chapter 9), a new one unless `flow_id` names one, and
+        takes the keywords of :class:`mqttquic_lab.session.flow_spec.FlowOptions`; ``stream.flow`` tells about it.
 
         Parameters
         ----------
@@ -487,18 +474,13 @@ class AsyncSession(SessionLifecycle):
         wanted = FlowOptions.from_keywords(flow)
         if self._state != "connected":
             await self._usable("cannot open a stream", seconds)
-        one_way = self._streams.context.is_one_way
+        if self.mapping != "flows":
+            self._advise(self._streams.action)
         try:
             async with asyncio.timeout(seconds):
-                if self._flows is not None and isinstance(self._streams, FlowStreams):
-                    spec = wanted.spec(self._flows.entry_of(wanted.flow_id), one_way=one_way)
-                    one_way = spec.unidirectional
-                    stream: AsyncStream = await self._streams.open("explicit", spec=spec)
-                else:
-                    wanted.check_absent(self.without_flows)
-                    self._advise(self._streams.action)
-                    stream = await self._streams.open("explicit", unidirectional=one_way)
+                stream = await self._streams.open_explicit(wanted)
         except TimeoutError:
+            one_way = self._streams.context.is_one_way or bool(wanted.unidirectional)
             raise OperationTimeoutError(
                 f"no stream became free within {seconds:g} s: {self._streams.limit_reached(unidirectional=one_way)}"
             ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from typing import TYPE_CHECKING
 
 from mqttquic_lab.mqtt import Deliveries, FlowTable, FlowType, Role
@@ -75,7 +76,7 @@ class SessionFlows:
             version=options.level,
         )
 
-    def hand_over(self, deliveries: Deliveries) -> None:
+    def hand_over(self, deliveries: Deliveries | None) -> None:
         """Have the next new flow take over the books of the one that it stands for."""
         self._inherited = deliveries
 
@@ -148,9 +149,11 @@ class SessionFlows:
             self._timer = None
         deadline = self.table.next_deadline()
         if deadline is not None:
-            self._timer = asyncio.get_running_loop().call_at(deadline, self._expire)
+            # Not what keeps a session alive that nobody else keeps.
+            self._timer = asyncio.get_running_loop().call_at(deadline, _expire, weakref.ref(self))
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Let go of what has expired."""
         self._timer = None
         for change in self.table.poll(self.now):
             self.settle(change)
@@ -182,3 +185,9 @@ class SessionFlows:
         self.table.clear()
         self.arm()
         return count
+
+
+def _expire(book: weakref.ref[SessionFlows]) -> None:
+    there = book()
+    if there is not None:
+        there.expire()

@@ -77,7 +77,7 @@ class FlowSpec:
 
 
 class FlowKeywords(TypedDict, total=False):
-    """Keywords of ``open_stream`` with ``streams="flows"``; see :meth:`AsyncSession.open_stream`."""
+    """Keywords of ``open_stream`` with ``streams="flows"``; see :class:`FlowOptions`."""
 
     flow_id: int
     clean: bool
@@ -92,7 +92,28 @@ class FlowKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowOptions:
-    """Flow options of ``open_stream``; None where nothing was said."""
+    """Keywords of ``open_stream`` with ``streams="flows"``: what goes into the flow's header, as the draft names it.
+
+    Parameters
+    ----------
+    flow_id : int, optional
+        An existing flow to go on with. If it has a stream, the new one takes it over (MQoQ 9.14); if not, it is
+        recovered (9.15). For flows that this session knows, the stream returned is the same object as before.
+    clean : bool, optional
+        Both ends forget what they keep of `flow_id` first (9.8). Always so for new flows.
+    abort_if_no_state : bool, optional
+        With `flow_id`, True wants its state or nothing: without it, the stream ends with NO_FLOW_STATE (9.15). Left
+        out, a flow without state begins again, clean, and ``session.events`` says so.
+    persistent_qos, persistent_subscriptions, persistent_topic_alias : bool, optional
+        What outlives the end of stream or connection, for `expire_interval` (9.8). Default: the first two.
+    expire_interval : float or str, optional
+        Seconds, or ``"5min"``, for which both ends keep that (9.7). Default 300; 0: not at all.
+    err_tolerance : {0, 1, 2, 3}, optional
+        A field that the draft has but does not explain.
+    unidirectional : bool, optional
+        True opens a flow on which only this session sends, so QoS 0 only (9.1.2). With ``profile="mqttv5"`` all flows
+        are, and their answers come on the control stream.
+    """
 
     flow_id: int | None = None
     clean: bool | None = None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.mqtt import Change, Flow
     from mqttquic_lab.net.stream import ByteStream
     from mqttquic_lab.session.flow_book import SessionFlows
+    from mqttquic_lab.session.flow_spec import FlowOptions
     from mqttquic_lab.session.resending import Unfinished
     from mqttquic_lab.session.stream import AsyncStream
     from mqttquic_lab.session.streams import StreamContext, StreamKind
@@ -122,6 +123,11 @@ class FlowStreams(Streams):
         spec = spec or FlowSpec(unidirectional=unidirectional)
         await self.wait_for_credit(unidirectional=spec.unidirectional)
         return self.open_now(kind, spec=spec)
+
+    async def open_explicit(self, wanted: FlowOptions) -> FlowStream:
+        """Open a flow that the user asked for."""
+        spec = wanted.spec(self.book.entry_of(wanted.flow_id), one_way=self.context.is_one_way)
+        return await self.open("explicit", spec=spec)
 
     async def open_topic(self, topic: str, *, unidirectional: bool) -> FlowStream:
         """Return a flow for the messages of a topic: the one it had, if that waits to be recovered."""
@@ -233,13 +239,16 @@ class FlowStreams(Streams):
         flags = replace(stream.entry.header.flags, clean=True, abort_if_no_state=False)
         if not stream.answers_elsewhere:
             self.book.hand_over(stream.deliveries)
-        change = self.book.table.open(
-            opened.id or 0,
-            now=self.book.now,
-            flow_id=stream.entry.id,
-            flags=flags,
-            expire_interval=stream.entry.header.expire_interval,
-        )
+        try:
+            change = self.book.table.open(
+                opened.id or 0,
+                now=self.book.now,
+                flow_id=stream.entry.id,
+                flags=flags,
+                expire_interval=stream.entry.header.expire_interval,
+            )
+        finally:
+            self.book.hand_over(None)
         entry = change.flow
         assert entry is not None
         opened.write(entry.header.encode())

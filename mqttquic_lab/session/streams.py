@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.session.channel import PacketChannel
     from mqttquic_lab.session.client import AsyncSession
     from mqttquic_lab.session.feed import AsyncFeed
+    from mqttquic_lab.session.flow_spec import FlowOptions
     from mqttquic_lab.session.limits import ServerLimits
     from mqttquic_lab.session.options import SessionOptions
     from mqttquic_lab.session.publishing import Publisher
@@ -227,6 +228,11 @@ class Streams:
         """
         await self.wait_for_credit(unidirectional=unidirectional)
         return self.open_now(kind, unidirectional=unidirectional)
+
+    async def open_explicit(self, wanted: FlowOptions) -> AsyncStream:
+        """Open a stream that the user asked for, as it was asked for; raises UsageError for what is of flows."""
+        wanted.check_absent(self.context.session.without_flows)
+        return await self.open("explicit", unidirectional=self.context.is_one_way)
 
     async def open_topic(self, topic: str, *, unidirectional: bool) -> AsyncStream:
         """Open a stream for the messages of a topic."""
