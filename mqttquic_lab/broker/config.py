@@ -43,6 +43,11 @@ class BrokerConfig:
         free one.
     server_names : tuple of str
         Names and addresses put into the certificate beside ``localhost``, ``127.0.0.1``, ``::1`` and `host`.
+    authority : path, optional
+        PEM file with the certificate authority that issues the broker's certificate, and its key; made if it is not
+        there, readable by its owner only. Clients that trust it trust the broker after a restart as well; ``ca_file``
+        is beside it then, its name ending in ``.crt``. Default: the `store`'s name with ``.ca.pem`` after it; without
+        a store, an authority that ends with the broker.
     profile : {"generic", "emqx", "rocketmq", "mqttv5"}
         Whose rules for streams, limits and ends the broker follows; see :mod:`mqttquic_lab.mqtt.profiles`.
     deliveries : {"subscribing-stream", "control-only", "per-topic", "per-publish"}, optional
@@ -175,6 +180,7 @@ class BrokerConfig:
     tls_port: int | None = None
     tcp_port: int | None = None
     server_names: tuple[str, ...] = ()
+    authority: str | os.PathLike[str] | None = None
     profile: ProfileName = "generic"
     deliveries: DeliveryStrategy | None = None
     tuning: Literal["realistic", "loopback"] = "realistic"
@@ -236,6 +242,7 @@ class BrokerConfig:
             path = os.fspath(self.store)
             self._need("store", isinstance(path, str) and path != "", "give the path of a file")
             self.store = os.path.abspath(path)  # noqa: PTH100 - symbolic links stay
+            self.authority = self.authority or f"{self.store}.ca.pem"
         self._need("store_sync", self.store_sync in ("full", "normal"), 'must be "full" or "normal"')
         self._need("overlapping", self.overlapping in ("once", "each", None), 'must be "once" or "each"')
         choices = profile_named(self.profile).deliveries

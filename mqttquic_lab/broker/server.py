@@ -158,7 +158,9 @@ class BrokerServer:
     async def _listen(self) -> None:
         config = self.config
         if config.quic or config.tls:
-            self._identity = ThrowAwayIdentity("mqttquic-lab embedded broker CA", config.host, config.server_names)
+            self._identity = ThrowAwayIdentity(
+                "mqttquic-lab embedded broker CA", config.host, config.server_names, kept=config.authority
+            )
         for transport in config.transports:
             listener = await self._listen_on(transport, getattr(config, f"{transport}_port"))
             self._listeners.append(listener)

@@ -131,9 +131,9 @@ class ServerIdentity:
 
 
 class CertificateAuthority:
-    """An X.509 certificate authority that exists in memory only.
+    """An X.509 certificate authority.
 
-    Make one with :meth:`create`.
+    Make one with :meth:`create`; :func:`~mqttquic_lab.net.kept_authority.kept_authority` keeps it in a file.
 
     Attributes
     ----------
@@ -170,6 +170,12 @@ class CertificateAuthority:
     def pem(self) -> bytes:
         """The authority's certificate in PEM form, as :class:`Trust` takes it for ``ca_data``."""
         return _pem(self.certificate)
+
+    def key_pem(self) -> bytes:
+        """Return the authority's private key in PEM form, not encrypted: for a file that only its owner can read."""
+        return self._private_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
 
     def intermediate(self, common_name: str = "mqttquic-lab intermediate CA") -> CertificateAuthority:
         """Issue an authority below this one; its servers present its certificate after their own."""

@@ -31,6 +31,8 @@ from tests.session.scripted import hang
 from tests.session.server import scripted_server
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.session.conftest import Open
 
 SOON = Backoff(first=0.02, maximum=0.1)
@@ -461,3 +463,23 @@ def test_options_that_cannot_be_used(wrong: dict[str, Any]) -> None:
 
     with pytest.raises(UsageError, match=next(iter(wrong))):
         SessionOptions(**wrong)
+
+
+@pytest.mark.parametrize("scheme", ["quic", "mqtts"])
+async def test_a_broker_with_a_store_is_trusted_after_its_restart(tmp_path: Path, scheme: str, free_port: int) -> None:
+    config = BrokerConfig(tcp=False, quic_port=free_port, tls_port=free_port, store=tmp_path / "lab.db")
+    first = BrokerServer(config)
+    await first.start()
+    session = await hang(AsyncSession.open(first.urls[scheme], ca_file=first.ca_file, client_id="me", **KEPT))
+    feed = await session.subscribe("a", 2)
+    await hang(first.close())
+    await until(session, "reconnecting")
+    assert (await session.publish("a", b"meanwhile", 2)).queued
+    async with BrokerServer(config) as second:
+        assert "resumed" in await events_of(session, "resumed")
+        await hang(session.flush())
+        await hang(feed.wait(1))
+        assert second.ca_file == tmp_path / "lab.db.ca.crt"
+        assert b"PRIVATE" not in second.ca_file.read_bytes()
+        assert session.handshake.verification == "verified"
+        await session.close()
