@@ -131,7 +131,8 @@ class HandshakeReport:
 
     timings: dict[str, float] = field(default_factory=dict)
     """Milestone -> seconds after the first packet: ``"client_hello"`` (0.0), ``"server_hello"``,
-    ``"handshake_complete"``, ``"handshake_confirmed"``, ``"connect_sent"``, ``"connack"``."""
+    ``"handshake_complete"``, ``"handshake_confirmed"``, ``"connect_sent"``, ``"auth_received"`` and
+    ``"auth_sent"`` (the last ones), ``"connack"``."""
     flights: tuple[Flight, ...] = ()
     """Up to and including the one with CONNACK."""
     round_trips: int | None = None

@@ -45,6 +45,10 @@ class Authenticator:
 
     def received(self, packet: Auth, channel: PacketChannel) -> None:
         """Take an AUTH that the state table allowed; what does not go on ends the connection."""
+        connection = channel.connection
+        is_connecting = channel.state == ConnectionState.AUTHENTICATING
+        if is_connecting:
+            connection.mark("auth_received", "AUTH", sender="server")
         try:
             data = self._data(packet.properties, "AUTH")
             if packet.reason_code == ReasonCode.SUCCESS:
@@ -53,6 +57,8 @@ class Authenticator:
                     self._again.set_result(None)
             else:
                 channel.send(Auth(ReasonCode.CONTINUE_AUTHENTICATION, self._properties(self._step(data))))
+                if is_connecting:
+                    connection.mark("auth_sent", "AUTH")
         except LabError as error:
             self._fail(error)
             channel.fail("authentication", error)

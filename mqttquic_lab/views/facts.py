@@ -72,6 +72,8 @@ _MILESTONES = {
     "handshake_complete": "handshake complete",
     "handshake_confirmed": "handshake confirmed",
     "connect_sent": "CONNECT sent",
+    "auth_received": "AUTH received",
+    "auth_sent": "AUTH sent",
     "connack": "CONNACK received",
 }
 

@@ -79,6 +79,9 @@ async def test_scram_with_a_broker(scheme: str) -> None:
             assert connect["authentication_method"] == SCRAM
             assert "password" not in connect
             assert connect["authentication_data"] == "(hidden)"
+            assert session.handshake.round_trips == 3
+            ladder = [(flight.sender, flight.content[-1]) for flight in session.handshake.flights[-4:]]
+            assert ladder == [("client", "CONNECT"), ("server", "AUTH"), ("client", "AUTH"), ("server", "CONNACK")]
             feed = await session.subscribe("a")
             await session.reauthenticate()
             await session.publish("a", "still here", 1)
