@@ -12,7 +12,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection as Engine
 
 from mqttquic_lab.errors import LabError
-from mqttquic_lab.mqtt import FlowHeaderDecoder, PacketDecoder, PubAck, PubComp, Publish, PubRec, PubRel
+from mqttquic_lab.mqtt import Connect, FlowHeaderDecoder, PacketDecoder, PubAck, PubComp, Publish, PubRec, PubRel
 from mqttquic_lab.net.address import parse_url
 from mqttquic_lab.net.certificates import Trust
 from mqttquic_lab.quic.client import open_quic
@@ -254,11 +254,46 @@ async def _write_lanes(r: Random, plan: Plan, connection: QuicConnection, listen
 # --- the handshake ----------------------------------------------------------------------------------------------------
 
 
+FRAMES = tuple(
+    bytes.fromhex(text)
+    for text in (
+        "01", "02000000", "0200ffffffff0000", "0300000001010101", "0400" + "40ff" + "00", "050000", "0600050102030405",
+        "0700", "070403010203", "08003000", "0a0005c000000000", "0e00bfffffff0161", "0f00ffffffffffffffff0161", "1000",
+        "10ffffffffffffffff", "1100ffffffffffffffff", "12d000000000000001", "12ffffffffffffffff", "1300", "1400",
+        "150000", "1600", "18010008" + "01" * 24, "1801000000", "190f", "1aaaaaaaaaaaaaaaaa", "1bbbbbbbbbbbbbbbbb",
+        "1c0a0000", "1d000000", "1e", "30" + "00" * 8, "310461626364", "4031", "ffffffffffffffff",
+    )
+)  # fmt: skip
+"""QUIC frames, good and bad: each type of RFC 9000 section 19 and RFC 9221, with numbers that are at the edge."""
+
+
 class _Mutated(Engine):
-    """A client's QUIC engine whose TLS messages are mutated before they are encrypted."""
+    """A client's QUIC engine whose TLS messages and frames are mutated before they are encrypted."""
 
     r: Random
     share = 0.0
+    frames = 0.0
+
+    def spoil_packets(self) -> None:
+        """Mutate the frames of packets, with everything around them as it should be."""
+        for pair in {id(each): each for each in self._pairs()}.values():
+            self._spoil(pair)
+
+    def _pairs(self) -> list[Any]:
+        own = cast("Any", self)
+        return [*own._cryptos.values(), *own._cryptos_initial.values()]
+
+    def _spoil(self, pair: Any) -> None:
+        encrypt, r = pair.encrypt_packet, self.r
+
+        def spoiled(header: bytes, payload: bytes, number: int) -> Any:
+            if payload and r.random() < self.frames:
+                size = len(payload)
+                payload = r.choice(FRAMES) + payload if r.random() < 0.5 else r.choice(ONE)(r, payload)
+                payload = payload[:size].ljust(size, b"\0")  # the header says how long it is
+            return encrypt(header, payload, number)
+
+        pair.encrypt_packet = spoiled
 
     def _push_crypto_data(self) -> None:
         for epoch, buffer in cast("Any", self)._crypto_buffers.items():
@@ -301,20 +336,38 @@ def _mutate_datagrams(r: Random, datagrams: list[bytes], earlier: list[bytes]) -
 
 
 async def handshake(r: Random, port: int) -> str:
-    """Throw the datagrams of a handshake at a listener, mutated; whether it answers is its own affair."""
+    """Throw the datagrams of a handshake at a listener, mutated; whether it answers is its own affair.
+
+    Bytes that have been encrypted do not get far, so in most cases it is what stands in them that is mutated.
+    """
     loop = asyncio.get_running_loop()
     configuration = QuicConfiguration(
         is_client=True, alpn_protocols=["mqtt"], server_name="localhost", verify_mode=ssl.CERT_NONE
     )
     engine = _Mutated(configuration=configuration)
-    engine.r, engine.share = r, r.choice((0.0, 0.0, 0.5, 1.0))
+    engine.r = r
     address = ("127.0.0.1", port)
     transport, sink = await loop.create_datagram_endpoint(_Sink, remote_addr=address)
     earlier: list[bytes] = []
-    calm = r.random() < 0.3  # only what TLS says is mutated
+    target = r.choice(("datagrams", "tls", "frames", "frames", "late frames", "late frames"))
+    if target == "tls":
+        engine.share = r.choice((0.5, 1.0))
+    calm = target != "datagrams"
+    is_sent = False
     try:
         engine.connect(address, now=time.monotonic())
-        for _ in range(r.choice((1, 2, 4, 6))):
+        if "frames" in target:
+            engine.spoil_packets()
+            engine.frames = 0.0 if target == "late frames" else r.choice((0.2, 1.0))
+        for _ in range(r.choice((1, 2, 4, 6, 12))):
+            if cast("Any", engine)._handshake_complete:
+                if target == "late frames":
+                    engine.frames = r.choice((0.3, 1.0))
+                for stream_id in (0,) if not is_sent else (0, 4, 2):
+                    data = Connect("fuzz-1").encode() if not is_sent else b"\x30\x03\x00\x01a"
+                    with contextlib.suppress(AssertionError, ValueError, RuntimeError):  # the peer may have reset it
+                        engine.send_stream_data(stream_id, data)
+                is_sent = True
             datagrams = [data for data, _ in engine.datagrams_to_send(now=time.monotonic())]
             for datagram in datagrams if calm else _mutate_datagrams(r, datagrams, earlier):
                 if datagram:
@@ -327,4 +380,4 @@ async def handshake(r: Random, port: int) -> str:
                 engine.receive_datagram(sink.received.get_nowait(), address, now=time.monotonic())
     finally:
         transport.close()
-    return "thrown"
+    return "handshake complete" if cast("Any", engine)._handshake_complete else "no handshake"
