@@ -97,7 +97,7 @@ class ServerMethod(Protocol):
 
 
 class ClientExchange(Protocol):
-    """One authentication, the client's side.
+    """One authentication, the client's side. ``step`` runs in a thread once a challenge has come, so it may compute.
 
     Both methods may raise :class:`~mqttquic_lab.errors.AuthenticationError`, which ends the connection.
     """

@@ -35,6 +35,7 @@ class Authenticator:
         self._name = method.name
         self._exchange = method.start()
         self._again: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Authenticator {self._name}>"
@@ -45,20 +46,31 @@ class Authenticator:
 
     def received(self, packet: Auth, channel: PacketChannel) -> None:
         """Take an AUTH that the state table allowed; what does not go on ends the connection."""
-        connection = channel.connection
         is_connecting = channel.state == ConnectionState.AUTHENTICATING
         if is_connecting:
-            connection.mark("auth_received", "AUTH", sender="server")
+            channel.connection.mark("auth_received", "AUTH", sender="server")
         try:
             data = self._data(packet.properties, "AUTH")
+            if self._task is not None and not self._task.done():
+                raise AuthenticationError("the broker sent AUTH again before it had an answer")
             if packet.reason_code == ReasonCode.SUCCESS:
                 self._finish(data)
                 if self._again is not None and not self._again.done():
                     self._again.set_result(None)
             else:
-                channel.send(Auth(ReasonCode.CONTINUE_AUTHENTICATION, self._properties(self._step(data))))
+                self._task = asyncio.create_task(self._answer(data, channel, is_connecting))
+        except LabError as error:
+            self._fail(error)
+            channel.fail("authentication", error)
+
+    async def _answer(self, data: bytes | None, channel: PacketChannel, is_connecting: bool) -> None:
+        """Go on; in a thread, since a method may compute for a while (SCRAM: as long as the server wants)."""
+        try:
+            answer = await asyncio.to_thread(self._step, data)
+            if not channel.ended:
+                channel.send(Auth(ReasonCode.CONTINUE_AUTHENTICATION, self._properties(answer)))
                 if is_connecting:
-                    connection.mark("auth_sent", "AUTH")
+                    channel.connection.mark("auth_sent", "AUTH")
         except LabError as error:
             self._fail(error)
             channel.fail("authentication", error)
@@ -94,6 +106,8 @@ class Authenticator:
 
     def ended(self, reason: LabError | None) -> None:
         """Take the end of the connection."""
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
         self._fail(reason or DisconnectedError("the session was closed while it authenticated again"))
 
     def _fail(self, error: LabError) -> None:

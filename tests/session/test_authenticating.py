@@ -161,6 +161,14 @@ async def test_a_broker_that_breaks_a_rule(answer: Any) -> None:
         await hang(opening)
 
 
+async def test_a_broker_that_does_not_wait_for_the_answer() -> None:
+    opening, broker, _ = await begin(auth=Word())
+    broker.send(Auth(0x18, said(b"?")))
+    broker.send(Auth(0x18, said(b"?")))
+    with pytest.raises(AuthenticationError, match="again"):
+        await hang(opening)
+
+
 async def test_scram_without_a_proof_of_the_broker_is_refused() -> None:
     opening, broker, connect = await begin(username="ann", password="x", auth=SCRAM)
     assert connect.username is None
