@@ -50,6 +50,9 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECT = 512 * 1024
 """Bytes of a packet from a client that is not known yet: CONNECT has five properties and texts of 64 KiB each."""
+LARGE = 1024
+"""Bytes of a packet on its way from which its pieces count for the keep-alive: a large one may take longer than that.
+What there is of a smaller one does not count: it takes a packet, says MQTT-3.1.2-22."""
 UNKNOWN = (ConnectionState.IDLE, ConnectionState.AUTHENTICATING)
 """States in which nobody knows whose bytes these are."""
 
@@ -150,12 +153,13 @@ class Pipeline(Holdable):
         size = len(data)
         self.bytes_in += size
         self._stats.bytes_in += size
-        self._keepalive.received(self._server.clock.time())
         try:
             packets = self._decoder.feed(data)
         except MalformedPacketError as error:
             packets = error.packets
             self._failure = error
+        if packets or self._decoder.buffered > LARGE:
+            self._keepalive.received(self._server.clock.time())
         self._stats.packets_in += len(packets)
         trace = self._server.trace
         if trace.detail:

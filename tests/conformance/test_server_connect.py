@@ -345,6 +345,31 @@ async def test_any_packet_counts_for_the_keep_alive(served: Served, version: Ver
     assert await peer.sync() == []
 
 
+@VERSIONS
+async def test_half_a_packet_does_not_count_for_the_keep_alive(served: Served, version: Version) -> None:
+    peer = await served.join("x", version, keepalive=20)
+    packet_id = b"\0\1"
+    slowly = packet(0x32, text("a"), packet_id, b"\0" if version == 5 else b"", bytes(10))
+    for at in range(3):
+        seen = served.server.stats().bytes_in
+        peer.send(slowly[at : at + 1])
+        await served.server.wait_for(lambda seen=seen: served.server.stats().bytes_in > seen)  # type: ignore[misc]
+        served.clock.advance(10)
+    assert await last_words(peer) == ([0x8D] if version == 5 else [])
+
+
+async def test_a_large_packet_may_take_longer_than_the_keep_alive(served: Served) -> None:
+    peer = await served.join("x", keepalive=20)
+    data = Publish("a", bytes(20_000), 1, packet_id=1).encode()
+    for start in range(0, len(data), 4000):
+        seen = served.server.stats().bytes_in
+        peer.send(data[start : start + 4000])
+        size = min(4000, len(data) - start)
+        await served.server.wait_for(lambda total=seen + size: served.server.stats().bytes_in >= total)  # type: ignore[misc]
+        served.clock.advance(25)
+    assert (await peer.expect(PubAck)).packet_id == 1
+
+
 async def test_the_clients_keep_alive_holds_unless_the_server_names_another(make_served: MakeServed) -> None:
     served = await make_served(max_keepalive=50)
     peer = await served.attach()
