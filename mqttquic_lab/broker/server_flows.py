@@ -168,7 +168,7 @@ class ServerFlowStreams(FlowStreams):
             if not outgoing.qos:
                 return False
             self._recover_soon(flow)
-        session.deliver(*outgoing[:4])
+        session.deliver(*outgoing[:4], outgoing.group)
         return True
 
     def _take_alone(self, outgoing: Outgoing) -> bool:
@@ -178,7 +178,7 @@ class ServerFlowStreams(FlowStreams):
         flow = self._attach_flow(None)
         if flow is None:
             return False
-        self.book.session_of(flow).deliver(*outgoing[:4])
+        self.book.session_of(flow).deliver(*outgoing[:4], outgoing.group)
         served = self._open.get(flow.stream_id or 0)
         if isinstance(served, ServerFlow) and not served.session_is_busy:
             self._end(served)  # larger than the client takes: it was dropped
@@ -216,6 +216,7 @@ class ServerFlowStreams(FlowStreams):
         counters.streams_total += 1
         counters.messages_out += 1
         counters.bytes_out += size
+        counters.payload_bytes_out += len(message.payload)
         self.apply(table.finish(stream.id or 0))
         return True
 

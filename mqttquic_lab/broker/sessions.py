@@ -179,7 +179,7 @@ class Session:
             client is not None
             and client.has_ways
             and (qos == 0 or (not self.queue and self.kept is None))  # the books of a flow are not kept
-            and client.divert(Outgoing(message, qos, retain, identifiers))
+            and client.divert(Outgoing(message, qos, retain, identifiers, group=group))
         ):
             return
         if qos == 0:

@@ -549,3 +549,17 @@ async def test_our_client_loses_nothing_over_reconnects(deliveries: Any) -> None
         await server.wait_for(lambda: all(client.inflight == 0 for client in server.clients()))
         await reader.close()
         await writer.close()
+
+
+async def test_what_a_member_did_not_take_goes_to_another_one(topical: Bench) -> None:
+    """Section 4.8.2: a shared subscription's messages do not end with the session, on whatever flow they were."""
+    reader = await flowing(topical)
+    await reader.subscribe("$share/g/a", qos=1)
+    writer = await topical.join("writer")
+    await writer.publish("a", b"x", 1)
+    await (await reader.was_opened()).message(acknowledge=False)
+    other = await topical.join("other")
+    await other.subscribe("$share/g/a", qos=1)
+    await reader.vanish()
+    topical.clock.advance(1001)  # the session expires
+    assert (await other.message()).payload == b"x"

@@ -102,7 +102,7 @@ class Report:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
         yield f"seed {self.seed}: {self.cases} cases in {self.seconds:.1f} s ({kinds})"
         yield f"protocol errors, lost streams and refused connections at the brokers: {self.refused}"
-        yield f"witnesses: {self.witnessed} messages, each once"
+        yield f"witnesses: {self.witnessed} messages"
         yield (
             f"memory: {self.early_rss:.1f} MiB after warm-up, {self.late_rss:.1f} MiB at the end, "
             f"{self.peak_rss:.1f} MiB at most"
