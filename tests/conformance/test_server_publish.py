@@ -441,6 +441,21 @@ async def test_shared_and_plain_subscriptions_each_bring_a_copy_with_their_ident
     assert sorted(found) == [(1,), (2,)]
 
 
+async def test_where_each_subscription_brings_a_copy_it_has_its_identifier_and_qos(make_served: MakeServed) -> None:
+    """The other way that section 3.3.4 allows; the broker has a setting for it."""
+    served = await make_served(overlapping="each")
+    peer = await served.join("x")
+    await peer.subscribe("a/+", qos=1, subscription_identifier=1)
+    await peer.subscribe("a/#", qos=2, subscription_identifier=2)
+    await peer.subscribe("a/b", qos=0)
+    publisher = await served.join("p")
+    for qos in (0, 1, 2):
+        await publisher.publish("a/b", b"x", qos)
+        copies = await taken(peer, 3)
+        found = {each.properties.get("subscription_identifier", (0,)): each.qos for each in copies}
+        assert found == {(1,): min(qos, 1), (2,): qos, (0,): 0}
+
+
 async def test_overlapping_subscriptions_of_311_bring_the_highest_qos(served: Served) -> None:
     peer = await served.join("x", 4)
     for topic_filter, qos in (("a/+", 1), ("a/#", 2), ("a/b", 0)):

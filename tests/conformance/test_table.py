@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def collected(files: tuple[str, ...]) -> frozenset[str]:
 
 def test_how_many_there_are() -> None:
     assert (len(NUMBERS_V5), len(NUMBERS_V311)) == (251, 141)
+    by_chapter = Counter(number.removeprefix("MQTT-").partition(".")[0] for number in NUMBERS_V5)
+    assert by_chapter == {"1": 5, "2": 7, "3": 175, "4": 60, "6": 4}
 
 
 @VERSIONS
