@@ -155,8 +155,10 @@ class Connect(Packet):
         start = reader.pos
         level = reader.byte("protocol_version")
         if level not in (4, 5):
-            if level > 5:
-                reader.version = 5  # the nearest that we speak: the answer is in its form
+            # The answer is in the form of the nearest that we speak. Bridges add 0x80 to 3 or 4, and try again without
+            # when they are refused in the form of 3.1.1.
+            if level > 5 and level not in (0x83, 0x84):
+                reader.version = 5
             raise reader.breaks(rules.PROTOCOL_LEVEL, "protocol_version", start, f"{level}; 4 and 5 are supported")
         version: Version = 4 if level == 4 else 5
         reader.version = version

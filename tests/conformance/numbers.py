@@ -1,9 +1,9 @@
 """Which statements there are: for each section of the standards, the numbers that appendix B lists.
 
 MQTT 5.0 (OASIS Standard, 7 March 2019) has 251, MQTT 3.1.1 (OASIS Standard, 29 October 2014, with Errata 01) 141. Each
-list was held against two others that do not depend on each other: for 5.0 the conformance suite of mqtt-lib (a list) and
-OpenQTT's report on its conformance (figures by chapter), for 3.1.1 two transcriptions of the appendix and a conformance
-report of a third broker, which adds up to 141.
+list was held against two others that do not depend on each other: for 5.0 the conformance suite of mqtt-lib (a list)
+and OpenQTT's report on its conformance (figures by chapter), for 3.1.1 two transcriptions of the appendix and the
+conformance report of a third broker, which adds up to 141.
 
 Where appendix and text spell a number differently, the text is followed: ``MQTT-4.2-1`` (appendix: 4.2.0-1); misprints
 of 3.1.1 (``MQTT-1.4.0-1``, ``MQTT-3.1.2.7``, ``MQTT-3-8.3-4``, ``MQTT-4.3.2.1``) are written as they are meant.
