@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
 from mqttquic_lab.gateway import codes
 from mqttquic_lab.gateway.relay import Relay
@@ -12,11 +14,12 @@ from mqttquic_lab.net.address import host_port
 from mqttquic_lab.net.tcp import TcpConnection
 
 if TYPE_CHECKING:
-    from asyncio import Future
-
     from mqttquic_lab.errors import LabError
     from mqttquic_lab.gateway.server import GatewayServer
     from mqttquic_lab.net.stream import ByteStream, Connection
+
+SILENCE: Final = 30.0
+"""Seconds without a packet after which a client that was sent the end of its last stream is taken to be gone."""
 
 
 class Client:
@@ -96,8 +99,10 @@ class Client:
     async def _end_when_sent(self, stream: ByteStream) -> None:
         connection: Any = self.connection
         if connection.transport == "quic":
-            while not connection.is_closed and stream.pending:
-                await connection.progress()
+            with suppress(TimeoutError):
+                while not connection.is_closed and stream.pending:
+                    async with asyncio.timeout(SILENCE):
+                        await connection.progress()
         await connection.close(codes.NORMAL)
 
     def _close(self, code: int, reason: str) -> None:
@@ -109,7 +114,7 @@ class Client:
             self.gateway.counters.connect_timeouts += 1
             self._close(codes.CONNECT_TIMEOUT, "no stream came")
 
-    def _connection_closed(self, closed: Future[LabError | None]) -> None:
+    def _connection_closed(self, closed: asyncio.Future[LabError | None]) -> None:
         self._deadline.cancel()
         self._ending = True
         reason = closed.result()

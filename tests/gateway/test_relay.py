@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mqttquic_lab.gateway import client as client_module
 from mqttquic_lab.gateway import codes, relay
 from mqttquic_lab.mqtt import Connect
 from mqttquic_lab.net.address import parse_url
@@ -156,6 +157,20 @@ async def test_what_a_client_left_behind_reaches_a_slow_broker() -> None:
         there.stream.end()
         await front.wait_for(lambda: not front.clients())
         assert front.stats().client_resets == 0
+
+
+async def test_a_client_that_is_gone_when_its_last_stream_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "SILENCE", 0.05)
+    async with upstream() as server, gateway(server) as front, client(front) as ours:
+        ours.control.write(b"x")
+        ours.control.end()
+        there = await server.arrived()
+        await there.until(lambda: there.ended)
+        ours.receive = lambda *_: None  # deaf, so that nothing is acknowledged
+        there.stream.write(b"bye")
+        there.stream.end()
+        await front.wait_for(lambda: not front.clients())
+        assert front.stats().ended == 1
 
 
 async def test_a_client_leaves_with_much_on_its_way_to_it() -> None:
