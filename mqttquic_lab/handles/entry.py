@@ -167,9 +167,9 @@ def start_broker(
     **options
         host, quic, tls, tcp, quic_port, tls_port, tcp_port, server_names, profile, deliveries; users, authenticate,
         auth_methods and acl for who may do what; store for a file in which sessions and messages outlive the broker;
-        sys_interval, trace and trace_capacity for what it tells; for
-        QUIC tuning, retry, early_data, early_data_window, quic_version, cipher_suites, groups, congestion,
-        idle_timeout; and bounds. See :class:`mqttquic_lab.broker.BrokerConfig`.
+        sys_interval, trace and trace_capacity for what it tells; for QUIC tuning, retry, early_data,
+        early_data_window, quic_version, cipher_suites, groups, congestion, idle_timeout; and bounds. See
+        :class:`mqttquic_lab.broker.BrokerConfig`.
 
     Raises
     ------
