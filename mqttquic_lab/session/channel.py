@@ -210,7 +210,9 @@ class PacketChannel(PacketStream):
         if self.ended or self.state in (ConnectionState.IDLE, ConnectionState.CLOSED):
             return
         if self.version == 5 or reason_code == 0:
-            self.send(Disconnect(reason_code, properties or {}))
+            packet = Disconnect(reason_code, properties or {})
+            if len(packet.encode(self.version)) <= self.limit:  # else it ends without [MQTT-3.2.2-15]
+                self.send(packet)
 
     def finish(self, reason: LabError | None, close_code: int = 0) -> None:
         """End the connection, once; `reason` is None if that was asked for."""

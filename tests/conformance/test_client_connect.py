@@ -277,6 +277,18 @@ async def test_disconnect_with_a_code_of_the_clients(code: int) -> None:
         assert not goodbye.properties
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3])
+async def test_disconnect_is_no_larger_than_the_server_takes(limit: int) -> None:
+    for code in (0x00, 0x04):
+        async with scripted(ConnAck(properties={"maximum_packet_size": limit}), keepalive=0) as (session, broker):
+            await hang(session.disconnect(code))
+            assert len(await broker.closed()) == (limit >= (3 if code else 2))
+    async with scripted(ConnAck(properties={"maximum_packet_size": limit}), keepalive=0) as (session, broker):
+        broker.send(b"\x00\x00")
+        assert isinstance(await hang(session.wait_closed()), ProtocolError)
+        assert len(await broker.closed()) == (limit >= 3)
+
+
 @pytest.mark.parametrize("code", [0x00, 0x80, 0x8B, 0x8E, 0x9C])
 async def test_after_a_disconnect_of_the_server_nothing_follows(code: int) -> None:
     async with scripted() as (session, broker):
