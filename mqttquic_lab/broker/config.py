@@ -110,7 +110,9 @@ class BrokerConfig:
         File in which to keep sessions that outlive their connection, with their subscriptions and messages on the way,
         retained messages and wills, so that the broker goes on after a restart, or a crash, where it was. An SQLite
         file, made if it is not there, readable by its owner only; one broker at a time can use it. Passwords are not
-        in it, payloads are. Default: everything is in memory and ends with the broker.
+        in it, payloads are. Sessions that are kept get QoS 1 and 2 messages on the control stream or their topic's, not
+        on flows that the broker opens (`deliveries`): the books of flows are not kept. Default: everything is in memory
+        and ends with the broker.
     store_sync : {"full", "normal"}
         ``"full"``: what is acknowledged survives a power cut. ``"normal"``: it survives the end of the process, however
         sudden, and is faster on slow disks.

@@ -148,7 +148,7 @@ class Outbox:
         self._held: set[Holdable] = set()
         self._journal = flushes.journal
         self._is_unsettled = False  # whether a packet among the parts attests something
-        self._unsettled: deque[tuple[int, bytes, int]] = deque()  # transaction, packets, messages among them
+        self._unsettled: deque[tuple[int, bytes]] = deque()  # transaction and packets
         self._unsettled_bytes = 0
         self._is_closed = False
         self._is_ending = False
@@ -216,23 +216,23 @@ class Outbox:
         trace = self._flushes.trace
         if trace.detail:
             note_sent(trace, self._owner.client_id, self._stream.id, parts)
-        messages, self._messages = self._messages, 0
+        self.messages_out += self._messages
+        self._stats.messages_out += self._messages
+        self._messages = 0
+        self.bytes_out += len(data)
+        self._stats.bytes_out += len(data)
         journal = self._journal
         if journal is not None and (self._is_unsettled or self._unsettled):
             ticket = journal.ticket(in_batch=self._flushes.in_batch) if self._is_unsettled else self._unsettled[-1][0]
             self._is_unsettled = False
             if ticket:
-                self._unsettled.append((ticket, data, messages))
+                self._unsettled.append((ticket, data))
                 self._unsettled_bytes += len(data)
                 journal.wait(ticket, self)
                 return
-        self._write_out(data, messages)
+        self._write_out(data)
 
-    def _write_out(self, data: bytes, messages: int) -> None:
-        self.messages_out += messages
-        self._stats.messages_out += messages
-        self.bytes_out += len(data)
-        self._stats.bytes_out += len(data)
+    def _write_out(self, data: bytes) -> None:
         self._stream.write(data)
         pending = self._stream.pending
         if pending > FULL and not self._is_closed:
@@ -254,22 +254,19 @@ class Outbox:
     def settle(self, ticket: int) -> None:
         """Write what waited for this transaction or an earlier one."""
         ready: list[bytes] = []
-        messages = 0
         while self._unsettled and self._unsettled[0][0] <= ticket:
-            _, data, count = self._unsettled.popleft()
-            ready.append(data)
-            messages += count
+            ready.append(self._unsettled.popleft()[1])
         if ready:
             data = ready[0] if len(ready) == 1 else b"".join(ready)
             self._unsettled_bytes -= len(data)
-            self._write_out(data, messages)
+            self._write_out(data)
         if self._is_ending and not self._unsettled:
             self._is_ending = False
             self._stream.end()
 
     def cut_off(self, code: int, reason: str) -> None:
         """Drop what waits, because it cannot be kept, and end the connection."""
-        unanswered = any(data[0] >> 4 == ConnAck.TYPE for _, data, _ in self._unsettled)
+        unanswered = any(data[0] >> 4 == ConnAck.TYPE for _, data in self._unsettled)
         self._unsettled.clear()
         self._unsettled_bytes = 0
         self._journal = None

@@ -20,6 +20,9 @@ KILLS = 4
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.filterwarnings(
+    "ignore:unclosed <socket:ResourceWarning"
+)  # paho's loop_start() leaves its last pair behind
 async def test_kill_9(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     chance = random.Random(20261122)
     began = time.monotonic()
