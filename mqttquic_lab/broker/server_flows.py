@@ -196,7 +196,7 @@ class ServerFlowStreams(FlowStreams):
             leaving.popleft()
         if (
             not self._has_room()
-            or self._connection.stream_credit(unidirectional=True) <= 0
+            or self._credit(unidirectional=True) <= 0
             or sum(stream.pending for stream in leaving) > FULL
         ):
             return False
@@ -239,7 +239,7 @@ class ServerFlowStreams(FlowStreams):
         topics = self.book.topics
         if len(topics) >= self._bound and not self._retire():
             return None
-        if not self._has_room() or self._connection.stream_credit() <= 0:
+        if not self._has_room() or self._credit() <= 0:
             self._retire()
             return None
         return self._attach_flow(None)
@@ -276,12 +276,18 @@ class ServerFlowStreams(FlowStreams):
         assert session is not None
         return FlowFlags(persistent_qos=session.expiry_interval > 0), session.expiry_interval
 
+    def _credit(self, *, unidirectional: bool = False) -> int:
+        """Return how many streams the client lets us open: none if it has gone, which we are told later."""
+        if self._client.connection.is_closed:
+            return 0
+        return self._connection.stream_credit(unidirectional=unidirectional)
+
     def _attach_flow(self, flow: Flow | None) -> Flow | None:
         """Open a stream for a flow, a new one if it is None; returns None if the client lets us open no more.
 
         A flow that has a stream is taken over by the new one (MQoQ 9.14), one that has none is recovered (9.15).
         """
-        if self._connection.stream_credit() <= 0:
+        if self._credit() <= 0:
             return None
         stream = self._connection.open_stream()
         flags, interval = self._flags()
@@ -321,14 +327,14 @@ class ServerFlowStreams(FlowStreams):
         client = self._client
         while self._waiting and not client.is_ended and not client.connection.is_closed:
             await self._connection.progress()
-            if self._connection.stream_credit() > 0:
+            if self._credit() > 0:
                 self._recover()
         self._is_awaiting_credit = False
 
     def _discard_at_client(self, flow: Flow) -> None:
         """Tell the client to forget a flow (MQoQ 9.16): it was about to end when the connection was lost."""
         table = self.book.table
-        if self._connection.stream_credit() <= 0:
+        if self._credit() <= 0:
             self.apply(table.drop(flow.id))
             return
         stream = self._connection.open_stream()
