@@ -241,7 +241,7 @@ class FlowStreams(Streams):
         """Take over the session's flows."""
         session = self._client.session
         assert session is not None
-        if session.flows is None:
+        if not isinstance(session.flows, SessionFlows):
             session.flows = SessionFlows(self._server, session)
         self.book = session.flows
 

@@ -4,7 +4,7 @@ The client publishes and subscribes on unidirectional streams, with or without a
 control stream. Deliveries come on streams that the broker opens, one per topic or per message, each with a header of
 its own, whatever the ALPN. Packet identifiers and subscriptions are the session's.
 
-Of its flows only the headers are reproduced: a flow keeps no subscriptions of its own here.
+What a client subscribes on a flow is the flow's: see :mod:`mqttquic_lab.broker.mqttv5_flows`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from mqttquic_lab.broker.flows import HeaderReader
+from mqttquic_lab.broker.mqttv5_flows import MAX_FLOWS, FlowSubscriptions, Mqttv5Flows
 from mqttquic_lab.broker.outbox import FULL
 from mqttquic_lab.broker.pipeline import ignore
 from mqttquic_lab.broker.streams import DataStream, Opens, Streams
+from mqttquic_lab.broker.subscribing import RetainedDelivery, subscribe, unsubscribe
 from mqttquic_lab.errors import LabError
-from mqttquic_lab.mqtt import Connect, Disconnect, ReasonCode
+from mqttquic_lab.mqtt import Connect, Disconnect, ReasonCode, Subscribe, Unsubscribe
 from mqttquic_lab.mqtt.flow_codes import ConnectionCode, FlowError, StreamCode
 from mqttquic_lab.mqtt.flow_header import FlowHeader, FlowType
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from mqttquic_lab.broker.client import Client
     from mqttquic_lab.broker.outbox import Outbox
+    from mqttquic_lab.broker.pipeline import Pipeline
     from mqttquic_lab.broker.server import BrokerServer
     from mqttquic_lab.errors import ProtocolError
     from mqttquic_lab.net.stream import ByteStream
@@ -34,25 +37,68 @@ FLOW_EXPIRE_INTERVAL = 300
 """Seconds that its delivery streams announce."""
 FIRST_FLOW_ID = 3
 """Flow id of the first delivery stream of a connection; 1 is never used."""
-MAX_FLOWS = 256
-"""Flows of a session that are remembered."""
+
+
+class _RetainedFor:
+    """Whom retained messages are brought for that a flow subscribed to."""
+
+    def __init__(self, stream: Mqttv5Stream, flow: FlowSubscriptions) -> None:
+        self._stream = stream
+        self.session = flow
+        self.outbox = stream.answers
+
+    @property
+    def is_ended(self) -> bool:
+        return self._stream.is_ended
 
 
 class Mqttv5Stream(DataStream):
     """A unidirectional stream of the client's, or one that we opened for a topic."""
 
-    def __init__(self, client: Client, streams: Streams, stream: ByteStream, server: BrokerServer) -> None:
+    _streams: Mqttv5Streams
+
+    def __init__(
+        self,
+        client: Client,
+        streams: Streams,
+        stream: ByteStream,
+        server: BrokerServer,
+        flow: FlowSubscriptions | None = None,
+    ) -> None:
         self._client = client
+        self._flow = flow
         super().__init__(client, streams, stream, server)
         self.answers = client.outbox
         self._handlers = self._HANDLERS
         self.share_aliases(client.share_aliases())  # one space, as the packet identifiers are
+        if flow is not None:
+            flow.carrier = self
+            self._retained = RetainedDelivery(cast("Pipeline", _RetainedFor(self, flow)), server)
 
     def _on_connect(self, packet: Connect) -> None:
         self._client.disconnect(ReasonCode.PROTOCOL_ERROR, "CONNECT on a data stream", "protocol error")
 
     def _on_disconnect(self, packet: Disconnect) -> None:
         self._client.end_by(packet)
+
+    def _on_subscribe(self, packet: Subscribe) -> None:
+        if self._flow is None:
+            super()._on_subscribe(packet)
+            return
+        answer, reason = subscribe(self._server, self._flow, packet, self._retained)
+        self._answer(answer, reason)
+        self._retained.pump()
+
+    def _on_unsubscribe(self, packet: Unsubscribe) -> None:
+        if self._flow is None:
+            super()._on_unsubscribe(packet)
+        else:
+            self._answer(unsubscribe(self._server, self._flow, packet), "")
+
+    def finish(self) -> None:
+        """Take FIN: it ends the flow."""
+        super().finish()
+        self._streams.flow_ended(self, self._flow)
 
     def _fail(self, error: ProtocolError) -> None:
         self._stats.stream_errors += 1
@@ -67,6 +113,7 @@ class Mqttv5Stream(DataStream):
             return
         if not self.can_answer:
             self.close()
+            self._streams.flow_aborted(self, self._flow)
         elif not self.stream.is_writable:  # it cannot deliver, and takes that for the end of the client
             self._client.abandon("a delivery stream was stopped", ConnectionCode.UNSPECIFIED)
 
@@ -74,6 +121,8 @@ class Mqttv5Stream(DataStream):
         **DataStream.UNIDIRECTIONAL,
         Connect: _on_connect,
         Disconnect: _on_disconnect,
+        Subscribe: _on_subscribe,
+        Unsubscribe: _on_unsubscribe,
     }
 
 
@@ -89,14 +138,35 @@ class Mqttv5Streams(Streams):
     def __init__(self, client: Client, server: BrokerServer) -> None:
         super().__init__(client, server)
         self._next_flow_id = FIRST_FLOW_ID
-        self._known: set[int] = set()
+        self.flows: Mqttv5Flows | None = None
+        """The session's flows, with the profile ``mqttv5``; otherwise their headers are read and that is all."""
+        self.lane_of: FlowSubscriptions | None = None
+        """The flow whose message is being sent."""
         self._failed: set[int] = set()
         self._unread: dict[int, ByteStream] = {}
         self._topics: OrderedDict[str, DataStream] = OrderedDict()
         self._retired: deque[DataStream] = deque()
         self._per_publish = PerPublish(self) if server.deliveries == "per-publish" else None
+        self._is_per_topic = server.deliveries == "per-topic"
+        has_flows = server.profile.name == "mqttv5"
         is_ours = server.deliveries in ("per-topic", "per-publish")
-        self.carry_deliveries = is_ours and client.connection.transport == "quic"
+        self.carry_deliveries = (is_ours or has_flows) and client.connection.transport == "quic"
+
+    @property
+    def sessions(self) -> list[Any]:
+        """The sessions of streams that have their own, and the flows."""
+        return [*super().sessions, *(self.flows or ())]
+
+    def admitted(self) -> None:
+        """Serve the streams that waited for CONNACK, and go on with the session's flows."""
+        session = self._client.session
+        assert session is not None
+        if self._profile.name == "mqttv5":
+            if not isinstance(session.flows, Mqttv5Flows):
+                session.flows = Mqttv5Flows(self._server, session)
+            self.flows = session.flows
+            self.flows.connected(self)
+        super().admitted()
 
     def serves(self, stream: ByteStream) -> bool:
         """Whether such streams are looked at; what is refused is refused by its header."""
@@ -120,7 +190,7 @@ class Mqttv5Streams(Streams):
                 refuse(code)
                 return
             del self._unread[number]
-            served = self._add(stream)
+            served = self._add(stream, header)
             if rest:
                 served.feed(rest)
 
@@ -150,14 +220,12 @@ class Mqttv5Streams(Streams):
         if header.flags.abort_if_no_state:
             if header.flags.clean:
                 return StreamCode.DISCARD_STATE
-            if header.flow_id not in self._known:
+            if self.flows is None or header.flow_id not in self.flows:
                 if header.flow_id in self._failed:
                     self._client.abandon("recovered again", ConnectionCode.TOO_MANY_RECOVER_ATTEMPTS)
                 elif len(self._failed) < MAX_FLOWS:
                     self._failed.add(header.flow_id)
                 return StreamCode.NO_FLOW_STATE
-        if len(self._known) < MAX_FLOWS:
-            self._known.add(header.flow_id)
         return None
 
     def _bidirectional_refusal(self, header: FlowHeader | None) -> int | None:
@@ -167,19 +235,33 @@ class Mqttv5Streams(Streams):
         if header.type is FlowType.SERVER_DATA or header.flow_id & 1:
             return StreamCode.BAD_FLOW_ID
         if header.type is FlowType.CLIENT_DATA and header.flags.discards and not header.expire_interval:
-            self._known.discard(header.flow_id)
+            if self.flows is not None:
+                self.flows.forget(header.flow_id)
             return None
         return StreamCode.FLOW_REFUSED
 
-    def _add(self, stream: ByteStream) -> DataStream:
+    def _add(self, stream: ByteStream, header: FlowHeader | None = None) -> DataStream:
         number = stream.id or 0
-        served = Mqttv5Stream(self._client, self, stream, self._server)
+        flow = self.flows.begin(header) if header is not None and self.flows is not None else None
+        served = Mqttv5Stream(self._client, self, stream, self._server, flow)
         self._open[number] = served
         self._server.counters.streams_total += 1
         if number & 1:
             served.outbox.write(FlowHeader(FlowType.SERVER_DATA, self._next_flow_id, FLOW_EXPIRE_INTERVAL).encode())
             self._next_flow_id += 2
         return served
+
+    def flow_ended(self, stream: Mqttv5Stream, flow: FlowSubscriptions | None) -> None:
+        """Take the orderly end of a stream: its flow ends, if no other stream has taken that over."""
+        if flow is not None and flow.carrier is stream and self.flows is not None:
+            self.flows.forget(flow.flow_id)
+        self._server.changed()
+
+    def flow_aborted(self, stream: Mqttv5Stream, flow: FlowSubscriptions | None) -> None:
+        """Take the abortive end of a stream: its flow is kept as its header asked."""
+        if flow is not None and flow.carrier is stream and self.flows is not None:
+            self.flows.left(flow)
+        self._server.changed()
 
     def left(self, stream: DataStream) -> None:
         """Forget a stream that has ended."""
@@ -195,8 +277,16 @@ class Mqttv5Streams(Streams):
 
     def way(self, topic: str) -> Outbox:
         """Return the outbox of a topic's own stream; the control stream's if the client lets us open no more."""
+        flow = self.lane_of
+        if flow is not None:
+            if flow.lane is None or flow.lane.is_ended:
+                flow.lane = self.opened_for_delivery()
+            if flow.lane is not None:
+                return flow.lane.outbox
         if self._per_publish is not None:
             return cast("Outbox", self._per_publish)
+        if not self._is_per_topic:
+            return self._client.outbox
         served = self._topics.get(topic)
         if served is not None:
             self._topics.move_to_end(topic)
@@ -244,6 +334,8 @@ class Mqttv5Streams(Streams):
             stream.on_data = stream.on_end = stream.on_reset = ignore
             stream.reset(0)
         self._unread.clear()
+        if self.flows is not None:
+            self.flows.connection_lost()
         super().close()
 
 

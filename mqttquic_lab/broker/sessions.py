@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.broker.clock import Clock, TimerHandle
     from mqttquic_lab.broker.config import BrokerConfig
     from mqttquic_lab.broker.message import Message
+    from mqttquic_lab.broker.mqttv5_flows import FlowSubscriptions, Mqttv5Flows
     from mqttquic_lab.broker.pipeline import Pipeline
     from mqttquic_lab.broker.router import Entry, SharedGroup
     from mqttquic_lab.broker.session_flows import SessionFlows
@@ -61,8 +62,8 @@ class Session:
     client_id : str
     owner : Session
         The client's session: this one, unless it belongs to a data stream.
-    flows : SessionFlows or None
-        The flows of a client that speaks MQTT-next.
+    flows : SessionFlows, Mqttv5Flows or None
+        The flows of a client that speaks MQTT-next, or mqttv5's.
     client : Pipeline or None
         The control stream, or the data stream, that it sends on now.
     rights : Rights or None
@@ -101,7 +102,7 @@ class Session:
         self.owner = self if owner is None else owner
         self.client: Pipeline | None = None
         self.rights: Rights | None = None if owner is None else owner.rights
-        self.flows: SessionFlows | None = None
+        self.flows: SessionFlows | Mqttv5Flows | None = None
         self.kept: KeptSession | None = None
         self.subscriptions: dict[str, Entry] = {}
         self.deliveries = Deliveries(config.max_inflight)
@@ -476,6 +477,12 @@ class SessionStore:
     def of_stream(self, owner: Session) -> Session:
         """Return a session for a data stream of a client: it lives as long as the stream, and is not kept here."""
         return Session(owner.client_id, self._config, self._stats, self._clock, self.backlog, owner)
+
+    def of_flow(self, owner: Session) -> FlowSubscriptions:
+        """Return one for what a client subscribes on a flow at mqttv5."""
+        from mqttquic_lab.broker.mqttv5_flows import FlowSubscriptions  # which is a session
+
+        return FlowSubscriptions(owner.client_id, self._config, self._stats, self._clock, self.backlog, owner)
 
     def _evict(self) -> bool:
         away = [session for session in self._sessions.values() if session.client is None]

@@ -265,7 +265,7 @@ PROFILES: Final[Mapping[str, BrokerProfile]] = {
                 "0-RTT data only if it was started with --quic-early-data.",
                 "A malformed packet on a data stream closes the connection.",
                 "It announces packets of up to 268435456 bytes and 65535 topic aliases, we our own bounds.",
-                "The embedded broker reads its flow headers but keeps no subscriptions per flow.",
+                "What is subscribed on a flow is the flow's: it ends with FIN, and outlives a reset until it expires.",
             ),
             sources=("LabOverWire/mqtt-lib, crates.io mqttv5-cli", "observed on mqttv5-cli 0.29.10"),
         ),
