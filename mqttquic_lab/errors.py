@@ -167,7 +167,7 @@ class BrokerProfileWarning(UserWarning):
 
 
 class StreamMappingWarning(UserWarning):
-    """``streams="flows"`` was asked for, and the session goes on without flows: the broker or the transport has none."""
+    """``streams="flows"`` was asked for, and the session goes on without: the broker or the transport has none."""
 
 
 class ProtocolError(ReasonedError):

@@ -70,7 +70,7 @@ class Caller:
 
 
 def on_thread(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what awaits `function` on a thread of its own, so that it may block; a coroutine function stays as it is."""
+    """Return what awaits `function` on a thread of its own, so that it may block; a coroutine function stays so."""
     if not callable(function) or inspect.iscoroutinefunction(function):
         return function
 

@@ -26,8 +26,8 @@ _UNSPECIFIED = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared, not li
 class ThrowAwayIdentity:
     """A server's certificate, and the authority that issued it in a file for its clients.
 
-    Without `kept`, the authority's key never leaves memory and is forgotten at once, and the file for clients is removed
-    by :meth:`close`, or with this object.
+    Without `kept`, the authority's key never leaves memory and is forgotten at once, and the file for clients is
+    removed by :meth:`close`, or with this object.
 
     Parameters
     ----------
