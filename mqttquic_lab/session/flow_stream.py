@@ -46,6 +46,8 @@ class FlowStream(AsyncStream):
         """As it was asked for; flows of the broker are as their header says."""
         self.resent = 0
         """Packets that were sent again when it came to its present stream."""
+        self.is_retired = False
+        """Whether it was asked to end: it does when nothing is under way any more, on whatever stream."""
         self.topic = ""
         """The topic that it was opened for, if the session did that."""
         entry.owner_data = self
@@ -140,6 +142,11 @@ class FlowStream(AsyncStream):
                 f"flow {self.entry.id} is unidirectional, so no acknowledgement can come (MQoQ draft section 9.1.2): "
                 "publish at QoS 0, or on a bidirectional flow"
             )
+
+    def retire(self) -> None:
+        """Take no more verbs, and end when nothing is under way any more, also after a reconnect."""
+        self.is_retired = True
+        super().retire()
 
     # From stream to stream
 

@@ -127,7 +127,9 @@ class FlowStreams(Streams):
     async def open_explicit(self, wanted: FlowOptions) -> FlowStream:
         """Open a flow that the user asked for."""
         spec = wanted.spec(self.book.entry_of(wanted.flow_id), one_way=self.context.is_one_way)
-        return await self.open("explicit", spec=spec)
+        stream = await self.open("explicit", spec=spec)
+        stream.is_retired = False
+        return stream
 
     async def open_topic(self, topic: str, *, unidirectional: bool) -> FlowStream:
         """Return a flow for the messages of a topic: the one it had, if that waits to be recovered."""
@@ -136,6 +138,7 @@ class FlowStreams(Streams):
                 await self.wait_for_credit(unidirectional=unidirectional)
                 if stream.is_kept and stream.channel.over:
                     self._recover(stream)
+                    stream.is_retired = False
                     return stream
         stream = await self.open("topic", unidirectional=unidirectional)
         stream.topic = topic
@@ -186,6 +189,9 @@ class FlowStreams(Streams):
         self._is_accepted = True
         for stream in self.book.streams:
             stream.join(self)
+        for stream in self.book.recoverable:
+            if stream.is_retired and stream.is_idle:  # it was about to end
+                self._let_go(stream, at_broker=kept)
         waiting = self.book.recoverable
         if kept:
             for stream in waiting:
@@ -203,13 +209,24 @@ class FlowStreams(Streams):
             how = "go on with what both ends have kept" if kept else "began again, clean: the broker had no session"
             self._note(f"flows {', '.join(going_on)} {how}; {packets} packets sent again")
         for stream in waiting:
-            if stream.topic and not stream.channel.ended and self.mapped is not None:
+            if stream.is_retired and not stream.channel.ended:
+                stream.retire()
+            elif stream.topic and not stream.channel.ended and self.mapped is not None:
                 self.mapped.adopt(stream.topic, stream)
         early, self._early = self._early, []
         for opened in early:
             self._read(opened)
             opened.resume_reading()
         self.book.arm()
+
+    def _let_go(self, stream: FlowStream, *, at_broker: bool) -> None:
+        """End a flow that has no stream and nothing under way; the broker may not have heard of its end (MQoQ 9.16)."""
+        flow_id = stream.entry.id
+        if at_broker and not self.context.is_one_way and self.credit(unidirectional=stream.unidirectional) > 0:
+            self._begin_to_discard(stream, stream.unidirectional)
+            stream.retire()
+        else:
+            self.book.settle(self.book.table.drop(flow_id))
 
     def _try(self, stream: FlowStream, work: Callable[[], object], memory: Unfinished | None = None) -> None:
         try:
@@ -449,22 +466,26 @@ class FlowStreams(Streams):
                 await self.wait_for_credit(unidirectional=unidirectional)
                 if one_way and not stream.channel.over:
                     self.abort(stream, StreamCode.FLOW_PACKET_CANCELLED, "it is being discarded")
-                opened = self._opened(unidirectional=unidirectional)
-                flags = FlowFlags(clean=True)
-                change = self.book.table.open(opened.id or 0, now=self.book.now, flow_id=stream.entry.id, flags=flags)
-                assert change.flow is not None
-                opened.write(FlowHeader(FlowType.CLIENT_DATA, stream.entry.id, 0, flags).encode())
-                self._leave(change, stream)
-                stream.fail_messages(change.given_up)
-                stream.subscriber.end_all(None)
-                stream.unidirectional = unidirectional
-                stream.attach(self, opened, change.flow)
-                self._add(stream)
+                self._begin_to_discard(stream, unidirectional)
                 await stream.close(timeout=None)
         except TimeoutError:
             raise OperationTimeoutError(
                 f"the broker did not confirm within {timeout:g} s that flow {stream.entry.id} is discarded"
             ) from None
+
+    def _begin_to_discard(self, stream: FlowStream, unidirectional: bool) -> None:
+        """Put a flow on a new stream with a header that empties it; FIN is to follow."""
+        opened = self._opened(unidirectional=unidirectional)
+        flags = FlowFlags(clean=True)
+        change = self.book.table.open(opened.id or 0, now=self.book.now, flow_id=stream.entry.id, flags=flags)
+        assert change.flow is not None
+        opened.write(FlowHeader(FlowType.CLIENT_DATA, stream.entry.id, 0, flags).encode())
+        self._leave(change, stream)
+        stream.fail_messages(change.given_up)
+        stream.subscriber.end_all(None)
+        stream.unidirectional = unidirectional
+        stream.attach(self, opened, change.flow)
+        self._add(stream)
 
     def apply(self, change: Change, why: str) -> None:
         """Carry a change out; `why` is for those who wait."""

@@ -440,6 +440,27 @@ async def test_a_flow_of_an_earlier_program_is_recovered_by_its_id() -> None:
         await hang(again.close())
 
 
+async def test_a_flow_that_was_about_to_end_ends_after_the_reconnect() -> None:
+    async with flowing() as (session, other, broker):
+        idle, busy = await session.open_stream(), await session.open_stream()
+        feed = await other.subscribe("t", qos=2)
+        publishing = asyncio.create_task(busy.publish("t", "x", qos=2))
+        await asyncio.sleep(0)
+        closing = [asyncio.create_task(stream.close()) for stream in (idle, busy)]
+        await asyncio.sleep(0)
+        session.connection.abort("pulled")
+        await asyncio.wait([*closing, publishing])
+        await hang(session.wait_closed())
+        await hang(session.reconnect())
+        await hang(feed.wait(1))
+        async with asyncio.timeout(10):
+            while [flow.id for flow in session.flows] != [0]:
+                await asyncio.sleep(0.005)
+        await broker.wait_for(lambda: broker.clients()[-1].streams == broker.clients()[0].streams == 0)
+        assert payloads(feed) == ["x"]
+        assert not any("NO_FLOW_STATE" in event.detail for event in session.events)
+
+
 async def test_unidirectional_flows_carry_qos_0() -> None:
     async with flowing() as (session, other, _):
         feed = await other.subscribe("t")
