@@ -115,7 +115,8 @@ class HeaderReader:
         stream.on_data = self._on_data
 
     def _on_data(self, data: bytes) -> None:
-        if self._decoder.done:
+        is_over = self._decoder.done
+        if is_over:
             return  # nobody took the stream over: the connection is at its end
         try:
             header = self._decoder.feed(data)

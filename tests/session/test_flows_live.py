@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mqttquic_lab.broker import BrokerConfig, BrokerServer
+from mqttquic_lab.broker.session_flows import SessionFlows
 from mqttquic_lab.errors import DisconnectedError, StreamClosedError, StreamMappingWarning, UsageError
 from mqttquic_lab.mqtt import FlowFlags, FlowHeader
 from mqttquic_lab.quic.tickets import TicketStore
@@ -281,7 +282,7 @@ async def test_a_flow_that_the_broker_forgot_begins_again() -> None:
         (kept,) = (s for s in broker.sessions if s.flows is not None)
         await pulled(session)
         await broker.wait_for(lambda: len(broker.clients()) == 1)
-        assert kept.flows is not None
+        assert isinstance(kept.flows, SessionFlows)
         for change in kept.flows.table.clear():  # as if its state had expired
             kept.flows.settle(change)
         await hang(session.reconnect())
