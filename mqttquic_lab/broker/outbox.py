@@ -286,19 +286,21 @@ class Outbox:
     @property
     def wants_relief(self) -> bool:
         """Whether publishers should wait for this client."""
-        return (self.is_full or self.queue_is_long) and not self.is_lagging
+        return (self.is_full or self.queue_is_long) and not self.is_lagging and not self._is_closed
 
     def hold(self, publisher: Holdable) -> None:
         """Keep a publisher from being read until there is room, or the grace is over.
 
         Not the client itself: what makes room may be the acknowledgements that it sends.
         """
-        if publisher is not self._owner and publisher not in self._held:
+        if publisher is not self._owner and publisher not in self._held and not self._is_closed:
             self._held.add(publisher)
             publisher.block(self._full_reason)
 
     def note_queue(self, share: float) -> None:
         """Learn how much of the session's queue is in use, 0 to 1."""
+        if self._is_closed:
+            return  # nobody would ever let go of those who wait for it
         if share > 0.5:
             if not self.queue_is_long:
                 self.queue_is_long = True
@@ -333,7 +335,8 @@ class Outbox:
                     await self._queue_is_short.wait()
                     self._queue_is_short = None
         except LabError:
-            return  # the connection ended; close() releases everybody
+            self._give_up()  # the connection ended, and close() does not come for a stream that was replaced before
+            return
         self._task = None
         self.is_lagging = False
         self._release()

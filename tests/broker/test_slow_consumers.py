@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from mqttquic_lab.broker.outbox import FULL
 from mqttquic_lab.mqtt import PingReq, PubAck, Publish, encode_publish
@@ -199,3 +199,37 @@ async def test_a_client_may_flood_itself(bench: Bench) -> None:
             if packet.packet_id is not None:
                 peer.send(PubAck(packet.packet_id))
     assert bench.server.stats().dropped_qos0 == 0
+
+
+async def test_nobody_waits_for_a_client_that_has_gone(bench: Bench) -> None:
+    """Found by the fuzzer: messages that came back to the queue of a client at its end held a publisher for good."""
+    reader = await bench.join("reader", session_expiry_interval=100)
+    (client,) = bench.server._clients
+    outbox = client.outbox
+    await reader.vanish()
+    await bench.server.wait_for(lambda: client.is_ended)
+    outbox.is_full = True
+    outbox.note_queue(0.9)
+    assert not outbox.wants_relief
+    writer = await bench.join("writer")
+    (pipeline,) = bench.server._clients
+    outbox.hold(pipeline)
+    assert not pipeline._reasons
+    assert await writer.publish("a", b"", 1) == 0x10
+
+
+async def test_a_stream_that_was_replaced_holds_nobody_after_its_connection(make_bench: MakeBench) -> None:
+    bench = await make_bench(profile="mqttv5")
+    reader = await bench.join("reader", transport="quic")
+    await reader.subscribe("a")
+    writer = await bench.join("writer")
+    (client,) = [each for each in bench.server._clients if each.session and each.session.client_id == "reader"]
+    await writer.publish("a", b"x")
+    lane = await reader.was_opened()
+    lane.stream.pause_reading()
+    old = next(iter(client._streams)).outbox
+    writer.send(Publish("a", bytes(2 * FULL)))
+    await bench.server.wait_for(lambda: old._held)  # the writer, for longer than this clock goes on
+    cast("Any", client._streams).retire(next(iter(client._streams)))
+    await reader.vanish()
+    assert await writer.publish("b", b"", 1) == 0x10
