@@ -42,8 +42,10 @@ async def unsubscribe_everywhere(
     if unknown:
         raise UsageError(f"no feed of this session is subscribed to {', '.join(unknown)}")
     for subscriber in subscribers:
-        if holders[id(subscriber)]:
-            await subscriber.unsubscribe(holders[id(subscriber)], timeout)
+        # Streams that share their books hold the same filters, and the first one may have ended them for all.
+        held = [f for f in holders[id(subscriber)] if subscriber.holds(f)]
+        if held:
+            await subscriber.unsubscribe(held, timeout)
 
 
 async def unsubscribe_here(
