@@ -112,6 +112,10 @@ class FlowStream(AsyncStream):
     async def take_over(self, *, timeout: float | str | None = 10.0) -> FlowStream:
         """See :meth:`AsyncStream.take_over`."""
         self._check_ours("takes it over")
+        if not self.is_kept:
+            raise UsageError(
+                f"flow {self.entry.id} is gone: there is nothing to take over; open_stream() opens a new flow"
+            )
         await self._context.session.open_stream(flow_id=self.entry.id, timeout=timeout)
         return self
 

@@ -384,6 +384,10 @@ async def test_an_abortive_end(code: str | int | None, kept: bool) -> None:
             async with asyncio.timeout(10):
                 while len(session.streams) < 3 or flow.info.in_flight:
                     await asyncio.sleep(0.005)
+        else:
+            with pytest.raises(UsageError, match="flow 2 is gone: there is nothing to take over"):
+                await flow.take_over()
+            assert len(session.streams) == 2
         assert session.state == "connected"
 
 
