@@ -449,7 +449,8 @@ class Session(SessionFacts):
             was connected still is.
         """
         self._listen_again()
-        self._caller.call(timeout, self._core.reconnect, url, timeout=timeout)
+        with called_from_here():
+            self._caller.call(timeout, self._core.reconnect, url, timeout=timeout)
         self._moved(url)
 
     def disconnect(self, reason_code: int = 0, *, timeout: float | str | None = 5.0) -> None:

@@ -176,7 +176,8 @@ class SessionAio:
     async def reconnect(self, url: Any = None, *, timeout: float | str | None = 10.0) -> None:
         """See :meth:`Session.reconnect`."""
         self._session._listen_again()  # noqa: SLF001
-        await self._caller.hop(self._core.reconnect, url, timeout=timeout)
+        with called_from_here():
+            await self._caller.hop(self._core.reconnect, url, timeout=timeout)
         self._session._moved(url)  # noqa: SLF001
 
     async def disconnect(self, reason_code: int = 0, *, timeout: float | str | None = 5.0) -> None:

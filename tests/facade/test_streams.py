@@ -71,3 +71,31 @@ def test_streams_need_quic(broker: mq.Broker) -> None:
         with pytest.raises(mq.UsageError, match="carries one stream only"):
             session.open_stream()
         assert [info.kind for info in session.streams] == ["control"]
+
+
+@pytest.mark.parametrize(("profile", "streams"), [("generic", "single"), ("mqttv5", "per-topic"), ("mqttv5", "flows")])
+def test_unsubscribing_by_filter_where_the_broker_opens_streams(profile: str, streams: str) -> None:
+    """Its streams share the session's books: the filter is unsubscribed once, and that is no error."""
+    with (
+        mq.start_broker(quic_port=0, tls=False, tcp=False, profile="mqttv5") as broker,
+        mq.connect(broker, profile=profile, streams=streams) as session,
+    ):
+        feed = session.subscribe(["un/#", "stays"], qos=1)
+        for topic in ("un/1", "un/2"):
+            session.publish(topic, "x", qos=1)
+        feed.wait(2)
+        assert "server" in {info.kind for info in session.streams}
+        session.unsubscribe("un/#")
+        assert (session.feeds, feed.filters) == ((feed,), ("stays",))
+        session.unsubscribe("stays")
+        assert session.feeds == ()
+        with pytest.raises(mq.UsageError, match="no feed of this session"):
+            session.unsubscribe("un/#")
+
+
+def test_a_warning_of_a_reconnect_points_at_the_caller(broker: mq.Broker) -> None:
+    with mq.connect(broker, streams="flows") as session:
+        with pytest.warns(mq.StreamMappingWarning) as caught:
+            session.reconnect(broker.urls["mqtts"])
+        assert [warning.filename for warning in caught] == [__file__]
+        assert "single instead of flows" in repr(session)
