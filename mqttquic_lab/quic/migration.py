@@ -382,8 +382,8 @@ def local_name(local: PlainAddress | str | None) -> tuple[str, int] | None:
     """
     if local is None:
         return None
-    host, port = _split(local) if isinstance(local, str) else local
     try:
+        host, port = _split(local) if isinstance(local, str) else local
         number = int(port)
         ipaddress.ip_address(host)
     except (ValueError, TypeError):

@@ -44,3 +44,10 @@ def test_what_cannot_move_says_why(broker: mq.Broker) -> None:
         with pytest.raises(mq.UsageError, match="only a session over QUIC can change its port"):
             session.rebind()
     assert issubclass(mq.MigrationError, mq.LabError)
+
+
+@pytest.mark.parametrize("local", [5, ("127.0.0.1",), "somewhere", ("127.0.0.1", "x"), {}])
+def test_what_is_no_address_of_ours(session: mq.Session, local: object) -> None:
+    with pytest.raises(mq.UsageError, match="is no IP address of ours"):
+        session.migrate(local)  # type: ignore[arg-type]
+    assert session.ping() > 0
