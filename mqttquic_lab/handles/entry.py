@@ -51,11 +51,11 @@ def connect(target: Any, *, runtime: Literal["thread", "notebook"] | Runtime = "
         (``MQTT-next``, where the broker speaks it: what is under way on a stream is recovered after a reconnect).
 
         client_id, username, password, auth, keepalive, clean_start, session_expiry_interval, receive_maximum,
-        maximum_packet_size, topic_alias_maximum, will, user_properties, properties, version (``"5.0"`` or
-        ``"3.1.1"``), ca_file, ssl_context, verify, server_name, timeout, fallback, quic_timeout, tuning, alpn,
-        local_address, streams, topic_streams, profile, tickets, early_data, publish_early, quic_version,
-        cipher_suites, groups, congestion, idle_timeout, quic_keepalive, trace_detail, trace_capacity; see
-        :class:`mqttquic_lab.session.SessionOptions`.
+        maximum_packet_size, topic_alias_maximum, alias_topics, will, user_properties, properties, version (``"5.0"`` or
+        ``"3.1.1"``), ca_file, ssl_context, verify, server_name, timeout, fallback, quic_timeout, reconnect,
+        offline_queue, tuning, alpn, local_address, streams, topic_streams, profile, tickets, early_data,
+        publish_early, quic_version, cipher_suites, groups, congestion, idle_timeout, quic_keepalive, datagrams,
+        trace_detail, trace_capacity; see :class:`mqttquic_lab.session.SessionOptions`.
 
     Returns
     -------
@@ -165,10 +165,11 @@ def start_broker(
     timeout : float, str or None
         Seconds until it must listen.
     **options
-        host, quic, tls, tcp, quic_port, tls_port, tcp_port, server_names, profile, deliveries; users, authenticate,
-        auth_methods and acl for who may do what; store for a file in which sessions and messages outlive the broker;
-        sys_interval, trace and trace_capacity for what it tells; for QUIC tuning, retry, early_data,
-        early_data_window, quic_version, cipher_suites, groups, congestion, idle_timeout; and bounds. See
+        host, quic, tls, tcp, quic_port, tls_port, tcp_port, server_names, authority, profile, deliveries, overlapping;
+        users, authenticate, auth_methods and acl for who may do what; store and store_sync for a file in which sessions
+        and messages outlive the broker; sys_interval, trace and trace_capacity for what it tells; for QUIC tuning,
+        retry, early_data, early_data_window, quic_version, cipher_suites, groups, congestion, idle_timeout,
+        preferred_address, disable_active_migration, datagrams, datagram_deliveries; and bounds. See
         :class:`mqttquic_lab.broker.BrokerConfig`.
 
     Raises
