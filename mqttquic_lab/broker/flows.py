@@ -16,7 +16,8 @@ from mqttquic_lab.broker.streams import DataStream, Streams
 from mqttquic_lab.errors import ProtocolError
 from mqttquic_lab.mqtt import PingReq, Subscribe, Unsubscribe
 from mqttquic_lab.mqtt.flow_codes import ConnectionCode, StreamCode
-from mqttquic_lab.mqtt.flow_header import FlowHeader, FlowHeaderDecoder, FlowType
+from mqttquic_lab.mqtt.flow_header import FlowHeader, FlowType
+from mqttquic_lab.mqtt.flow_reader import HeaderReader
 from mqttquic_lab.mqtt.state import Role
 
 if TYPE_CHECKING:
@@ -30,58 +31,6 @@ if TYPE_CHECKING:
     from mqttquic_lab.net.stream import ByteStream
 
 ALPN = "MQTT-next"
-
-
-class HeaderReader:
-    """Reads the flow header of one stream, then hands the stream on.
-
-    Parameters
-    ----------
-    stream : ByteStream
-        The stream; its callbacks are taken.
-    done : callable(FlowHeader, bytes)
-        Called with the header and what followed it in the same chunk; assigns the callbacks anew.
-    failed : callable(ProtocolError)
-        Called when it is no header, or the stream ends inside it.
-    gone : callable()
-        Called when the stream is reset before that.
-    required : bool
-        Whether every stream begins with a header; else `done` is called with None where there is none.
-    """
-
-    def __init__(
-        self,
-        stream: ByteStream,
-        done: Callable[[Any, bytes], None],
-        failed: Callable[[ProtocolError], None],
-        gone: Callable[[], None],
-        *,
-        required: bool = True,
-    ) -> None:
-        self._decoder = FlowHeaderDecoder(required=required)
-        self._done = done
-        self._failed = failed
-        stream.on_data = self._on_data
-        stream.on_end = self._on_end
-        stream.on_reset = lambda _: gone()
-
-    def _on_data(self, data: bytes) -> None:
-        is_over = self._decoder.done
-        if is_over:
-            return  # nobody took the stream over: the connection is at its end
-        try:
-            header = self._decoder.feed(data)
-        except ProtocolError as error:
-            self._failed(error)
-            return
-        if self._decoder.done:
-            self._done(header, self._decoder.rest)
-
-    def _on_end(self) -> None:
-        try:
-            self._decoder.finish()
-        except ProtocolError as error:
-            self._failed(error)
 
 
 class FlowStream(DataStream):
@@ -224,7 +173,13 @@ class FlowStreams(Streams):
         def failed(error: ProtocolError) -> None:
             self._client.abandon(str(error), StreamCode.NOT_FLOW_OWNER)
 
-        HeaderReader(stream, done, failed, lambda: self._client.abandon("control stream reset"), required=False)
+        HeaderReader(
+            stream,
+            required=False,
+            done=done,
+            failed=failed,
+            gone=lambda: self._client.abandon("control stream reset"),
+        )
 
     def admitted(self) -> None:
         """Put the control flow on its stream and serve the streams that waited for CONNACK."""
@@ -264,13 +219,15 @@ class FlowStreams(Streams):
 
         HeaderReader(
             stream,
-            lambda header, rest: self._begin(stream, header, rest),
-            lambda error: self.failed(number, error),
-            gone,
+            required=True,
+            done=lambda header, rest: self._begin(stream, header, rest),
+            failed=lambda error: self.failed(number, error),
+            gone=gone,
         )
 
-    def _begin(self, stream: ByteStream, header: FlowHeader, rest: bytes) -> None:
+    def _begin(self, stream: ByteStream, header: FlowHeader | None, rest: bytes) -> None:
         """Serve the flow that begins, goes on, or is taken over by this stream."""
+        assert header is not None  # it is required
         number, table = stream.id or 0, self.book.table
         now = self._server.clock.time()
         try:

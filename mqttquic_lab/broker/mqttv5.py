@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from mqttquic_lab.broker.flows import HeaderReader
 from mqttquic_lab.broker.mqttv5_flows import MAX_FLOWS, FlowSubscriptions, Mqttv5Flows
 from mqttquic_lab.broker.outbox import FULL
 from mqttquic_lab.broker.pipeline import ignore
@@ -22,6 +21,7 @@ from mqttquic_lab.errors import LabError
 from mqttquic_lab.mqtt import Connect, Disconnect, ReasonCode, Subscribe, Unsubscribe
 from mqttquic_lab.mqtt.flow_codes import ConnectionCode, FlowError, StreamCode
 from mqttquic_lab.mqtt.flow_header import FlowHeader, FlowType
+from mqttquic_lab.mqtt.flow_reader import HeaderReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -203,10 +203,10 @@ class Mqttv5Streams(Streams):
 
         HeaderReader(
             stream,
-            done,
-            lambda error: refuse(error.code if isinstance(error, FlowError) else StreamCode.NO_ERROR),
-            lambda: refuse(StreamCode.NO_ERROR),
             required=False,
+            done=done,
+            failed=lambda error: refuse(error.code if isinstance(error, FlowError) else StreamCode.NO_ERROR),
+            gone=lambda: refuse(StreamCode.NO_ERROR),
         )
 
     def _refusal(self, header: FlowHeader) -> StreamCode | None:

@@ -1,4 +1,4 @@
-"""The bytes of one flow: the header that comes first, and ends that mean what the draft says.
+"""The bytes of one flow, whose ends mean what the draft says.
 
 What the events of a stream do to its flow is decided by :class:`~mqttquic_lab.mqtt.flows.FlowTable`; here they are only
 passed on, to :class:`FlowEnds`.
@@ -8,16 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mqttquic_lab.errors import ProtocolError
-from mqttquic_lab.mqtt import FlowHeaderDecoder
 from mqttquic_lab.session.data_stream import DataChannel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mqttquic_lab.errors import LabError, StreamClosedError
-    from mqttquic_lab.mqtt import FlowHeader
-    from mqttquic_lab.net.stream import ByteStream
 
 
 class FlowEnds(Protocol):
@@ -79,55 +73,3 @@ class FlowChannel(DataChannel):
             super()._on_stream_reset(code)
         elif not self.over:
             self._ends.reset_received(self.number, code)
-
-
-class HeaderReader:
-    """Reads the flow header of a stream that the broker opened, then hands the stream on.
-
-    Parameters
-    ----------
-    stream : ByteStream
-        The stream; its callbacks are taken.
-    required : bool
-        Whether every stream begins with one.
-    done : callable(FlowHeader or None, bytes)
-        Called with the header and what followed it in the same chunk; takes the callbacks over.
-    failed : callable(ProtocolError)
-        Called when it is no header, or the stream ends inside it.
-    gone : callable()
-        Called when the stream is reset before that.
-    """
-
-    def __init__(
-        self,
-        stream: ByteStream,
-        *,
-        required: bool,
-        done: Callable[[FlowHeader | None, bytes], None],
-        failed: Callable[[ProtocolError], None],
-        gone: Callable[[], None],
-    ) -> None:
-        self._decoder = FlowHeaderDecoder(required=required)
-        self._done = done
-        self._failed = failed
-        stream.on_reset = lambda _: gone()
-        stream.on_end = self._on_end
-        stream.on_data = self._on_data
-
-    def _on_data(self, data: bytes) -> None:
-        is_over = self._decoder.done
-        if is_over:
-            return  # nobody took the stream over: the connection is at its end
-        try:
-            header = self._decoder.feed(data)
-        except ProtocolError as error:
-            self._failed(error)
-            return
-        if self._decoder.done:
-            self._done(header, self._decoder.rest)
-
-    def _on_end(self) -> None:
-        try:
-            self._decoder.finish()
-        except ProtocolError as error:
-            self._failed(error)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from mqttquic_lab.errors import LabError, OperationTimeoutError, ProtocolError, StreamLimitError, UsageError
 from mqttquic_lab.mqtt import FlowFlags, FlowHeader, FlowType
 from mqttquic_lab.mqtt.flow_codes import ConnectionCode, ErrorLevel, FlowError, StreamCode, stream_code_text
-from mqttquic_lab.session.flow_channel import FlowChannel, HeaderReader
+from mqttquic_lab.mqtt.flow_reader import HeaderReader
+from mqttquic_lab.session.flow_channel import FlowChannel
 from mqttquic_lab.session.flow_routing import EveryRouter
 from mqttquic_lab.session.flow_spec import FlowSpec
 from mqttquic_lab.session.flow_stream import FlowStream
