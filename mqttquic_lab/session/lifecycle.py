@@ -225,13 +225,15 @@ class SessionLifecycle(SessionFacts):
     ) -> Self:
         try:
             session = cls(connection, options, url)
-        except BaseException:
+            if options.early_data and session.profile.name != "generic":  # of one nobody knows it is not known either
+                session._advise("early_data")
+            if options.datagrams and connection.transport == "quic":
+                session._advise("datagram")
+        except BaseException:  # a warning as well, where somebody makes errors of them
             connection.abort("the session could not be made")
             raise
         session._reconnector.target = target
         session._early = EarlyPublished(first.messages, session._publisher, connection)
-        if options.early_data and session.profile.name != "generic":  # of one nobody knows it is not known either
-            session._advise("early_data")
         session._streams.begin()
         try:
             await session._connecting.run(first, deadline)

@@ -200,6 +200,19 @@ async def test_a_broker_that_is_known_to_take_no_early_data(connect: Open) -> No
         await connect(early_data=True, tickets=TicketStore())
 
 
+async def test_a_broker_that_is_known_to_take_no_datagrams(connect: Open) -> None:
+    with pytest.warns(BrokerProfileWarning, match="EMQX takes no DATAGRAM frames") as caught:
+        session = await connect(datagrams=True, profile="emqx")
+    assert len(caught) == 1
+    assert [error.where for error in session.errors] == ["datagrams"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        await connect(datagrams=True, profile="mqttv5")
+        await connect(datagrams=True)
+        with pytest.raises(BrokerProfileWarning):
+            await connect(datagrams=True, profile="emqx", client_id="made an error")
+
+
 async def test_retry_is_shown(connect: Open) -> None:
     async with BrokerServer(BrokerConfig(quic_port=0, tls=False, tcp=False, retry=True)) as broker:
         session = await hang(AsyncSession.open(broker))
