@@ -276,6 +276,8 @@ def mqtt(report: HandshakeReport) -> str | None:
     parts = [f"MQTT {report.mqtt_version}"]
     if report.reason_code is not None:
         parts.append(f"CONNACK 0x{report.reason_code:02x} {reason_text(report.reason_code)}")
+    if method := report.connack_properties.get("authentication_method"):
+        parts.append(f"authenticated by {method}")
     if report.session_present is not None:
         parts.append("session resumed" if report.session_present else "new session")
     if report.client_id is not None:

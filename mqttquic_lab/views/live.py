@@ -378,7 +378,7 @@ def status(snapshot: Snapshot) -> list[str]:
         parts.append(f"table shows the newest {q.count(len(snapshot.rows))} of {q.count(snapshot.held)} held")
     if snapshot.filter:
         parts.append(f"filter {snapshot.filter} hides {q.plural(snapshot.hidden, 'message')}")
-    parts += [f"{q.count(number)} {words}" for words, number in snapshot.counters.items()]
+    parts += [q.counted(number, words) for words, number in snapshot.counters.items()]
     errors = max(snapshot.errors_total, len(snapshot.errors))
     parts.append(q.plural(errors, "error") if errors else "no errors")
     return parts

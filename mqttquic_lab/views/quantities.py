@@ -35,6 +35,12 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def counted(number: int, words: str) -> str:
+    """Return a number before words whose first is a plural, ``"3 messages queued"``, ``"1 message queued"``."""
+    first, blank, rest = words.partition(" ")
+    return f"{count(number)} {first.removesuffix('s') if number == 1 else first}{blank}{rest}"
+
+
 def plural(number: int, one: str, many: str = "") -> str:
     """Return ``"1 ticket"`` or ``"2 tickets"``."""
     return f"{count(number)} {one if number == 1 else many or one + 's'}"

@@ -209,7 +209,7 @@ def _card(body: str, status: Iterable[str], label: str) -> str:
 
 
 def _counted(counters: Mapping[str, int] | None) -> list[str]:
-    return [f"{q.count(number)} {words}" for words, number in (counters or {}).items() if number]
+    return [q.counted(number, words) for words, number in (counters or {}).items() if number]
 
 
 def _errors(errors: Sequence[tuple[float, str, str]]) -> list[str]:

@@ -15,12 +15,13 @@ from mqttquic_lab.records.handshake import HandshakeReport
 from mqttquic_lab.views import facts
 from mqttquic_lab.views.card import handshake_html
 from mqttquic_lab.views.html import Chip, shorten
-from mqttquic_lab.views.quantities import milliseconds
+from mqttquic_lab.views.quantities import counted, milliseconds, plural
 from mqttquic_lab.widgets.freeze import snapshot_of
 from mqttquic_lab.widgets.live import publish_hint
 from mqttquic_lab.widgets.view import ErrorItem, View
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Sequence
 
     from mqttquic_lab.records.log import MessageLog
@@ -28,17 +29,33 @@ if TYPE_CHECKING:
 
 EVENTS_KEPT = 20
 PUBLISH_QUEUE = 16
+QUEUED = "queued, not sent yet"
 EVENTS: dict[str, tuple[str, str]] = {
     "connected": ("connected over {transport}", "ok"),
     "fallback": ("{transport} instead of QUIC: {detail}", "warn"),
     "resumed": ("connected again over {transport}: {detail}", "ok"),
     "renewed": ("connected again over {transport}: {detail}", "warn"),
+    "mapping": ("{detail}", "warn"),
+    "flow": ("{detail}", "muted"),
+    "moved": ("same connection, another address: {detail}", "ok"),
+    "retrying": ("connecting anew, {detail}", "warn"),
     "lost": ("closed: {detail}", "bad"),
     "closed": ("closed", "muted"),
 }
 """What happened -> how it is said, and its colour."""
 
 TRANSPORTS = {"quic": "QUIC", "tls": "TLS", "tcp": "plain TCP"}
+
+COUNTED = {
+    "unrouted": "messages for no feed",
+    "datagrams_sent": "datagrams sent",
+    "datagrams_received": "datagrams received",
+    "datagrams_lost": "datagrams lost",
+    "datagrams_dropped": "datagrams dropped",
+    "datagrams_refused": "datagrams refused",
+    "queued_dropped": "queued messages dropped",
+}
+"""Counter of the session -> its words in the status line, where it is not 0."""
 
 LOOK_NS = 1_000_000_000
 """Least time between two looks at the session's own state, which may have to ask its loop."""
@@ -84,7 +101,11 @@ class Dashboard(View):
         self._since_ns = self._opened_ns = 0
         self._until_ns = 0
         self._filters: tuple[str, ...] = ()
-        self._unrouted = 0
+        self._queued = 0
+        self._counted: dict[str, int] = {}
+        self._streams: Chip | None = None
+        self._trying = ""
+        self._promised: tuple[dict[str, Any], int] | None = None  # the newest order whose message is queued
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
         self._card_key: tuple[Any, ...] = ()
         self._looked_ns = 0
@@ -108,22 +129,40 @@ class Dashboard(View):
         handshake = session.handshake
         report: HandshakeReport = getattr(handshake, "report", handshake)
         state = str(session.state)
-        stats = session.stats
+        queued = int(getattr(session, "queued", 0))
+        stats = session.stats  # after the queue: what left it without being sent is counted here
         filters = tuple(text for feed in session.feeds for text in feed.filters)
         # A session of another make may have neither.
         connected_at = getattr(session, "connected_at", None)
         records = getattr(session, "events", None)
+        streams = _streams_chip(session)
         with self._lock:
             self._report, self._filters = report, filters
             self._client_id = str(session.client_id or report.client_id or "")
-            self._unrouted = getattr(stats, "unrouted", 0)
+            self._queued, self._streams = queued, streams
+            self._counted = {words: getattr(stats, name, 0) for name, words in COUNTED.items()}
+            self._counted["messages queued"] = queued
             if state != self._state:
                 self._changed(state, now)
             if state == "connected" and connected_at is not None:
                 # It may have connected anew between two looks.
                 self._since_ns, self._opened_ns = round(connected_at.timestamp() * 1e9), 0
             if records is not None and len(records):
-                self._events = deque(map(_event_item, reversed(records[-EVENTS_KEPT:])), maxlen=EVENTS_KEPT)
+                self._events = deque(_event_items(records[-EVENTS_KEPT:]), maxlen=EVENTS_KEPT)
+                self._take_history(records, connected_at)
+            self._tell_of_queued(getattr(stats, "queued_dropped", 0))
+
+    def _take_history(self, records: Sequence[Any], connected_at: dt.datetime | None) -> None:
+        """Take from the session's events what a view that was opened later, or looks once a second, cannot know."""
+        newest = records[-1]
+        # Told only when the reason changes: the number of the attempt is not that of the present one.
+        reason = newest.detail.partition(": ")[2] if newest.what == "retrying" else ""
+        self._trying = reason if self._state == "reconnecting" else ""
+        ended = next((record for record in reversed(records) if record.what in {"lost", "closed"}), None)
+        if self._state in {"reconnecting", "closed"} and ended is not None:
+            self._until_ns = round(ended.time * 1e9)
+            if connected_at is not None:
+                self._since_ns, self._opened_ns = round(connected_at.timestamp() * 1e9), 0
 
     def _changed(self, state: str, now: int) -> None:
         report = self._report
@@ -160,6 +199,8 @@ class Dashboard(View):
             found.append(Chip(word, kind, report.verification_detail))
         if report.mqtt_version:
             found.append(Chip(f"MQTT {report.mqtt_version}"))
+        if self._streams is not None:
+            found.append(self._streams)
         if self._client_id:
             found.append(Chip(f"client {shorten(self._client_id, 40)}", "", shorten(self._client_id)))
         return found
@@ -168,16 +209,24 @@ class Dashboard(View):
         """Return what must not be missed: the worst first."""
         found = []
         if self._state not in {"connected", "connecting", ""}:
-            why = f": {self._report.error}" if self._report.error else ""
+            why = f": {_sentence(self._report.error)}" if self._report.error else ""
             since = ""
             if self._until_ns:
                 since = f" since {facts.moment(self._until_ns):%H:%M:%S} UTC"
             if self._state == "reconnecting":
-                found.append((f"Disconnected{since}{why} The session is connecting anew.", "warn"))
+                found.append((f"Disconnected{since}{why or '.'} {self._attempts()}", "warn"))
             else:
                 found.append(self._at_rest(since, why))
         found += [(item.text, item.kind) for item in facts.notices(self._report) if item.text != self._report.error]
         return found
+
+    def _attempts(self) -> str:
+        """Return what is being tried, and what becomes of messages meanwhile."""
+        said = "Connecting anew."
+        if self._trying and self._trying != self._report.error:
+            said = f"Connecting anew; so far, {_sentence(self._trying)}"
+        waiting = f" {plural(self._queued, 'message')} queued until then." if self._queued else ""
+        return f"{said}{waiting}"
 
     def _at_rest(self, since: str, why: str) -> tuple[str, str]:
         if why:
@@ -204,16 +253,21 @@ class Dashboard(View):
             "hint": publish_hint(self._filters) if self._filters else 'feed = session.subscribe("lab/#")',
             "events": list(self._events),
             "errors": self._error_items(),
-            "can_publish": self._state == "connected",
+            "can_publish": self._state in {"connected", "reconnecting"},
         }
         if self._since_ns:
             meta["since"] = self._since_ns / 1e6
             meta["lasting"] = "connected ≥" if self._opened_ns else "connected"
         if self._until_ns:
             meta["until"] = self._until_ns / 1e6
+            if self._since_ns:
+                meta["lasting"] = f"was {meta['lasting']}"
         if notices:
             meta["banner"] = {"text": " ".join(text for text, _ in notices), "tone": notices[0][1]}
         return meta
+
+    def _notes(self) -> list[str]:
+        return [*(counted(number, words) for words, number in self._counted.items() if number), *super()._notes()]
 
     def _agreed(self) -> list[str]:
         report = self._report
@@ -248,7 +302,7 @@ class Dashboard(View):
             errors_total=self._errors(),
             handshake=self._report,
             hint=publish_hint(self._filters),
-            counters={"messages for no feed": self._unrouted} if self._unrouted else {},
+            counters={words: number for words, number in self._counted.items() if number},
         )
 
     # Publishing
@@ -279,12 +333,15 @@ class Dashboard(View):
                 self._reply(order, ok=False, text="the session is gone")
                 continue
             try:
+                dropped = getattr(session.stats, "queued_dropped", 0)
                 text = self._publish(session, order)
             except Exception as error:  # noqa: BLE001 - whatever it is, the person who pressed the button is told
                 self._reply(order, ok=False, text=f"not published: {shorten(error, 300)}")
                 self._record("publish", f"{type(error).__name__}: {error}")
             else:
                 self._reply(order, ok=True, text=text)
+                with self._lock:
+                    self._promised = (order, dropped) if text.startswith(QUEUED) else None
             del session  # not kept alive while waiting for the next one
 
     @staticmethod
@@ -292,6 +349,8 @@ class Dashboard(View):
         topic, qos = str(order.get("topic", "")), int(order.get("qos", 0))
         result = session.publish(topic, str(order.get("payload", "")), qos=qos, retain=bool(order.get("retain")))
         shown = shorten(topic, 60)
+        if getattr(result, "queued", False):
+            return f"{QUEUED}: goes to {shown}, QoS {qos}, once the session is connected again"
         if qos == 0:
             return f"sent to {shown}, QoS 0: no answer is expected"
         code = int(getattr(result, "reason_code", 0))
@@ -299,13 +358,56 @@ class Dashboard(View):
         took = f" after {milliseconds(trip)}" if trip is not None else ""
         return f"published to {shown}, QoS {qos}: 0x{code:02x} {reason_text(code)}{took}"
 
+    def _tell_of_queued(self, dropped: int) -> None:
+        """Say what became of the message last published from here, if it had to wait for a connection."""
+        if self._promised is None or self._queued:
+            return
+        order, dropped_before = self._promised
+        shown = shorten(str(order.get("topic", "")), 60)
+        if self._state == "connected":
+            self._promised = None
+            if dropped > dropped_before:
+                self._reply(order, ok=False, text="connected again, but not all queued messages were sent: see errors")
+            else:
+                self._reply(order, ok=True, text=f"connected again, and the message to {shown} was sent")
+        elif self._state == "closed":
+            self._promised = None
+            self._reply(order, ok=False, text=f"the session was closed: the message to {shown} was not sent")
+
     def _reply(self, order: dict[str, Any], *, ok: bool, text: str) -> None:
         self._replies.append(({"kind": "published", "n": order.get("n"), "ok": ok, "text": text}, []))
 
 
-def _event_item(record: Any) -> dict[str, Any]:
-    """Return an event record as the view lists it."""
-    text, tone = EVENTS.get(record.what, ("{what}: {detail}", "muted"))
-    transport = TRANSPORTS.get(record.transport, record.transport)
-    said = text.format(what=record.what, transport=transport, detail=record.detail)
-    return {"t": record.time * 1e3, "text": shorten(said, 300), "tone": tone}
+def _event_items(records: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return event records, oldest first, as the view lists them: newest first."""
+    found, before = [], ""
+    for record in records:
+        text, tone = EVENTS.get(record.what, ("{what}: {detail}", "muted"))
+        transport = TRANSPORTS.get(record.transport, record.transport)
+        said = text.format(what=record.what, transport=transport, detail=record.detail)
+        if record.what == "retrying" and before and record.detail.endswith(f": {before}"):
+            said = "connecting anew"  # the reason stands in the line below
+        before = record.detail
+        found.append({"t": record.time * 1e3, "text": shorten(said, 300), "tone": tone})
+    return found[::-1]
+
+
+def _streams_chip(session: Any) -> Chip | None:
+    """Return how a session uses QUIC's streams, if otherwise than by one, and how many are open."""
+    mapping = str(getattr(session, "mapping", "single"))
+    if mapping == "single":
+        return None
+    flows = getattr(session, "flows", ())
+    ids = [str(stream.id) for stream in session.streams if stream.state == "open"]
+    title = f"open QUIC streams {', '.join(ids)}" if ids else "no stream is open"
+    if not flows:
+        return Chip(f"{mapping} · {plural(len(ids), 'stream')}", "", shorten(title, 200))
+    kept = sum(flow.state == "kept" for flow in flows)
+    words = plural(len(flows), "flow")
+    if len(flows) != len(ids):
+        words += f" · {plural(len(ids), 'stream')}" + (f" · {kept} kept" if kept else "")
+    return Chip(words, "", shorten(f"{title}; flows {', '.join(f'{flow.id} {flow.state}' for flow in flows)}", 300))
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."

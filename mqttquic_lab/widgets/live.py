@@ -92,7 +92,7 @@ class LiveView(View):
         if state == "connecting":
             return "Connecting."
         errors = self._session_errors()
-        because = f" Last error: {errors[-1].message}" if errors else ""
+        because = f" Last error: {errors[-1].message.removesuffix('.')}." if errors else ""
         if state == "reconnecting":
             return f"The connection was lost, and the session is connecting anew.{because}"
         return f"The session is {state}: no more messages come, and nothing is being tried.{because}"

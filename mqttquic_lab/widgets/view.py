@@ -374,8 +374,8 @@ class View:
 
     def _common_meta(self) -> dict[str, Any]:
         extra: dict[str, Any] = {"closed": bool(self._ending)}
-        if self._note:
-            extra["notes"] = [{"text": self._note}]
+        if notes := self._notes():
+            extra["notes"] = [{"text": text} for text in notes]
         if self._ending:
             extra["banner"] = {"text": self._ending, "tone": self._ending_tone}
             extra["state"] = {"word": "stopped", "tone": "muted"}
@@ -383,6 +383,10 @@ class View:
         elif self.errors and self.errors[-1].where == "view":
             extra["banner"] = {"text": f"The view had a problem: {self.errors[-1].message}", "tone": "bad"}
         return extra
+
+    def _notes(self) -> list[str]:
+        """Return what stands at the end of the status line."""
+        return [self._note] if self._note else []
 
     def _newest_error(self) -> str:
         every = [*self._session_errors(), *self.errors]

@@ -6,13 +6,16 @@ import datetime as dt
 import gc
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from mqttquic_lab.errors import PublishError
+from mqttquic_lab.mqtt import FlowFlags
 from mqttquic_lab.records.handshake import HandshakeReport
+from mqttquic_lab.session.flow_spec import FlowInfo
 from mqttquic_lab.session.results import ErrorRecord, EventRecord, PublishResult, SessionStats
+from mqttquic_lab.session.streams import StreamInfo
 from mqttquic_lab.widgets import Dashboard
 from mqttquic_lab.widgets.dashboard import PUBLISH_QUEUE
 from tests.ui.feeds import SECOND, FakeFeed, FakeSession
@@ -108,6 +111,117 @@ def test_a_lost_connection_says_why_since_when_and_what_is_tried() -> None:
     view.refresh(later(4))
     assert view.widget.meta["lasting"] == "connected"
     assert "until" not in view.widget.meta
+
+
+def lost_session(**counters: int) -> Any:
+    """Return a session that has lost its connection and tries to get another."""
+    moment = dt.datetime(2026, 11, 22, 20, 0, tzinfo=dt.UTC)
+    why = "the broker disconnected: Server shutting down (0x8b)"
+    session: Any = FakeSession(FakeFeed(), report=report(state="closed", error=why))
+    session.state, session.connected_at = "reconnecting", moment
+    session.queued, session.stats = 2, SessionStats(**counters)
+    session.events = [
+        EventRecord(moment.timestamp(), "connected", "quic", "quic://broker.example:14567"),
+        EventRecord(moment.timestamp() + 65, "lost", "quic", why),
+        EventRecord(moment.timestamp() + 65, "retrying", "quic", f"attempt 1: {why}"),
+    ]
+    return session
+
+
+def test_a_session_that_reconnects_says_why_since_when_and_what_waits() -> None:
+    session = lost_session()
+    view = still(session)
+    meta = view.widget.meta
+    assert meta["state"] == {"word": "reconnecting", "tone": "warn"}
+    assert meta["banner"] == {
+        "text": "Disconnected since 20:01:05 UTC: the broker disconnected: Server shutting down (0x8b). "
+        "Connecting anew. 2 messages queued until then.",
+        "tone": "warn",
+    }
+    assert (meta["lasting"], meta["until"] - meta["since"]) == ("was connected", 65_000)
+    assert meta["can_publish"] is True
+    assert {"text": "2 messages queued"} in meta["notes"]
+    assert "2 messages queued" in view.text()
+    assert [event["text"] for event in meta["events"]][:2] == [
+        "connecting anew", "closed: the broker disconnected: Server shutting down (0x8b)",
+    ]  # fmt: skip
+    session.events.append(EventRecord(time.time(), "retrying", "quic", "attempt 2: nothing listens there"))
+    session.queued = 1
+    view.refresh(later(2))
+    meta = view.widget.meta
+    assert "Connecting anew; so far, nothing listens there. 1 message queued" in meta["banner"]["text"]
+    assert meta["events"][0] | {"t": 0} == {
+        "t": 0, "text": "connecting anew, attempt 2: nothing listens there", "tone": "warn",
+    }  # fmt: skip
+    session.events.append(EventRecord(time.time(), "resumed", "quic", "the broker has kept the session"))
+    session.state, session.handshake, session.queued = "connected", report(), 0
+    view.refresh(later(4))
+    meta = view.widget.meta
+    assert meta["state"]["word"] == meta["lasting"] == "connected"
+    assert "until" not in meta
+    assert "banner" not in meta
+    assert "notes" not in meta
+
+
+@pytest.mark.parametrize(
+    ("state", "counters", "ok", "words"),
+    [
+        ("connected", {}, True, "the message to plant/set was sent"),
+        ("connected", {"queued_dropped": 1}, False, "not all queued messages were sent"),
+        ("closed", {"queued_dropped": 1}, False, "the message to plant/set was not sent"),
+    ],
+)
+def test_what_became_of_a_queued_message(
+    state: str, counters: dict[str, int], ok: bool, words: str, comm_of: CommOf
+) -> None:
+    session = lost_session()
+    session.on_publish = lambda: PublishResult(0, None, None, queued=True)
+    view = still(session)
+    comm = comm_of(view)
+    comm.hear({"kind": "publish", "n": 1, "topic": "plant/set", "payload": "1", "qos": 0})
+    until(lambda: view._promised is not None)
+    view.refresh(later(2))
+    assert [content["text"] for content, _ in comm.sent("published")] == [
+        "queued, not sent yet: goes to plant/set, QoS 0, once the session is connected again"
+    ]
+    session.state, session.queued, session.stats = state, 0, SessionStats(**counters)
+    view.refresh(later(4))
+    view.refresh(later(6))
+    told = [content for content, _ in comm.sent("published")]
+    assert len(told) == 2
+    assert (told[1]["n"], told[1]["ok"]) == (1, ok)
+    assert words in told[1]["text"]
+    view.close()
+
+
+def stream(number: int, state: str = "open") -> StreamInfo:
+    return StreamInfo(number, "topic", cast("Any", state), (), (), 0, 0, 0, 0, 0)
+
+
+def flow(number: int, state: str = "open") -> FlowInfo:
+    return FlowInfo(number, "client data", state, FlowFlags(), 300, False)
+
+
+def test_the_header_counts_streams_and_flows() -> None:
+    session: Any = FakeSession(report=report(alpn="MQTT-next"))
+    session.mapping, session.streams = "per-topic", (stream(0), stream(4), stream(8, "closed"))
+    view = still(session)
+    assert "per-topic · 2 streams" in words(view)
+    session.mapping, session.flows = "flows", (flow(0), flow(2))
+    view.refresh(later(2))
+    assert "2 flows" in words(view)
+    session.flows = (flow(0), flow(2), flow(4, "kept"))
+    view.refresh(later(4))
+    (chip,) = [chip for chip in view.widget.meta["chips"] if "flows" in chip["text"]]
+    assert chip["text"] == "3 flows · 2 streams · 1 kept"
+    assert chip["title"] == "open QUIC streams 0, 4; flows 0 open, 2 open, 4 kept"
+    assert "ALPN MQTT-next" in view.widget.meta["handshake"]
+
+
+def test_datagrams_are_counted() -> None:
+    session = FakeSession(report=report())
+    session.stats = SessionStats(datagrams_sent=20, datagrams_lost=1)
+    assert still(session).widget.meta["notes"] == [{"text": "20 datagrams sent"}, {"text": "1 datagram lost"}]
 
 
 def test_a_session_that_knows_its_history_is_believed() -> None:

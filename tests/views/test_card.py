@@ -157,6 +157,12 @@ def test_early_data_next_time(tickets: tuple[TicketInfo, ...], words: str) -> No
     assert facts.early_data_next_time(samples.quic_report(tickets=tickets)) == words
 
 
+def test_enhanced_authentication_is_named() -> None:
+    report = samples.quic_report(connack_properties={"authentication_method": "SCRAM-SHA-256"})
+    assert "authenticated by SCRAM-SHA-256" in (facts.mqtt(report) or "")
+    assert "authenticated" not in (facts.mqtt(samples.quic_report()) or "")
+
+
 def test_expiry_and_limits_in_words() -> None:
     report = samples.quic_report(
         connack_properties={

@@ -49,6 +49,12 @@ def test_duration(seconds: float, words: str) -> None:
     assert q.duration(seconds) == words
 
 
+def test_a_number_before_words() -> None:
+    assert q.counted(1, "messages queued") == "1 message queued"
+    assert q.counted(2000, "messages queued") == "2,000 messages queued"
+    assert q.counted(1, "dropped as too large") == "1 dropped as too large"
+
+
 def test_clock_and_time_of_day() -> None:
     assert q.clock(134) == "02:14"
     assert q.clock(3734) == "1:02:14"
