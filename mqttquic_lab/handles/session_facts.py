@@ -159,5 +159,5 @@ class SessionFacts:
 
     def _instead(self) -> str:
         wanted = self._core.options.streams
-        missed = f", {self.mapping} instead of flows" if wanted == "flows" != self.mapping else ""
+        missed = f", {self.mapping} instead of {wanted}" if wanted != self.mapping else ""
         return (" instead of QUIC" if self._core.connection.report.fallback_reason else "") + missed

@@ -65,9 +65,10 @@ class SessionFacts:
 
     def __repr__(self) -> str:
         instead = " instead of QUIC" if self._connection.report.fallback_reason else ""
+        wanted = self.options.streams
         mapping = "" if self.mapping == "single" else f", {self.mapping}"
-        if self.options.streams == "flows" and self.mapping != "flows":
-            mapping = f", {self.mapping} instead of flows"
+        if self.mapping != wanted:
+            mapping = f", {self.mapping} instead of {wanted}"
         return (
             f"<AsyncSession {self.client_id!r} at {self.url}: {self._state}, over {self.transport.upper()}{instead}"
             f"{mapping}>"

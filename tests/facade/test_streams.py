@@ -66,6 +66,13 @@ def test_a_warning_points_at_the_caller(broker: mq.Broker) -> None:
     assert [warning.filename for warning in caught] == [__file__]
 
 
+@pytest.mark.parametrize("streams", ["per-topic", "per-publish"])
+def test_a_mapping_that_is_not_to_be_had_is_shown(broker: mq.Broker, streams: str) -> None:
+    with mq.connect(broker.urls["mqtts"], ca_file=broker.ca_file, streams=streams) as session:
+        assert f"over TLS, single instead of {streams}, 0 feeds" in repr(session)
+        assert [error.where for error in session.errors] == ["streams"]
+
+
 def test_streams_need_quic(broker: mq.Broker) -> None:
     with mq.connect(broker.urls["mqtts"], ca_file=broker.ca_file) as session:
         with pytest.raises(mq.UsageError, match="carries one stream only"):
