@@ -48,7 +48,8 @@ class FlowInfo:
     expire_interval: int
     """Seconds for which both ends keep the state after an abortive end (MQoQ 9.7)."""
     recovered: bool
-    """Whether its stream went on with the state of an earlier one, by recovery or take-over; False: it began fresh."""
+    """Whether its last header asked to go on with the state of an earlier stream (recovery, take-over); False: it began
+    fresh. Of a flow opened by its id without ``abort_if_no_state`` the broker does not say whether it had any state."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,9 @@ async def test_every_message_arrives_once(strategy: str, version: str, tmp_path:
         assert (("server", 1) in listed) is (strategy != "control-only")
         assert session.errors == []
         assert session.stats.stray == 0
+        await hang(session.unsubscribe("t/#"))
+        await hang(session.publish("t/1", "too late", qos=1))
+        assert (session.feeds, feed.total) == ((), 105)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
