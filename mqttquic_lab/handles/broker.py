@@ -62,8 +62,10 @@ class Broker(Serving):
     def __repr__(self) -> str:
         if self._closed:
             return "<Broker: closed>"
+        from mqttquic_lab.views.quantities import counted
+
         count = len(self.clients())
-        refusals = [f"{number} {words}" for words, number in self.stats.refusals().items() if number]
+        refusals = [counted(number, words) for words, number in self.stats.refusals().items() if number]
         if self.stats.store_error:
             refusals.append(f"the store cannot be written: {self.stats.store_error}")
         notes = f"; {', '.join(refusals)}" if refusals else ""

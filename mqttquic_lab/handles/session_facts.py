@@ -153,7 +153,13 @@ class SessionFacts:
             core.handshake,
             state=self.state,
             feeds=[(", ".join(feed.filters), feed.log.total, feed.log.dropped) for feed in core.feeds],
-            counters={"messages received": core.stats.messages_received, "messages sent": core.stats.messages_sent},
+            counters={
+                "messages received": core.stats.messages_received,
+                "messages sent": core.stats.messages_sent,
+                "messages queued": core.queued,
+                "datagrams sent": core.stats.datagrams_sent,
+                "datagrams lost": core.stats.datagrams_lost + core.stats.datagrams_dropped,
+            },
             errors=[(error.time, error.where, error.message) for error in core.errors],
         )
 

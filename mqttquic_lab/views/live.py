@@ -255,7 +255,7 @@ def _notices(snapshot: Snapshot) -> list[h.Notice]:
         found.append(h.Notice(snapshot.reason or f"The session is {snapshot.state}.", "warn"))
     if snapshot.handshake is not None:
         # A live session's own error stands above; verification and fallback must be seen here as well.
-        found += [item for item in facts.notices(snapshot.handshake) if item.text != snapshot.reason]
+        found += [item for item in facts.notices(snapshot.handshake) if item.text not in snapshot.reason]
     return found
 
 

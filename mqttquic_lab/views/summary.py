@@ -133,7 +133,7 @@ def broker_html(
     heads = ("client", "over", "MQTT", "messages in", "messages out")
     table = h.table(heads, cells, "mql-plain") if cells else ""
     body = f'<div class="mql-pad">{h.definition_list(rows)}</div>' if rows else ""
-    status = [q.plural(len(clients), "client"), *_counted(counters), *_more(len(clients), "client")]
+    status = [q.plural(len(clients), "client"), *_counted(counters), *_more(len(clients), "client")] if urls else []
     return _card(_head("MQTT broker", state, []) + body + table, status, "Embedded broker")
 
 

@@ -404,7 +404,9 @@ def _streams_chip(session: Any) -> Chip | None:
         return Chip(f"{mapping} · {plural(len(ids), 'stream')}", "", shorten(title, 200))
     kept = sum(flow.state == "kept" for flow in flows)
     words = plural(len(flows), "flow")
-    if len(flows) != len(ids):
+    if kept == len(flows):
+        words += " kept"
+    elif len(flows) != len(ids):
         words += f" · {plural(len(ids), 'stream')}" + (f" · {kept} kept" if kept else "")
     return Chip(words, "", shorten(f"{title}; flows {', '.join(f'{flow.id} {flow.state}' for flow in flows)}", 300))
 

@@ -153,8 +153,8 @@ def test_a_broker_and_who_is_connected(broker: mq.Broker) -> None:
         assert broker.url in repr(broker)
         with pytest.raises(mq.ConnectRefusedError):
             mq.connect(broker, auth=_NoMethod())
-        assert "1 CONNECTs refused" in repr(broker)
-        assert "1 CONNECTs refused" in broker._repr_html_()
+        assert "1 CONNECT refused" in repr(broker)
+        assert "1 CONNECT refused" in broker._repr_html_()
         assert any(info.client_id == "shown" for info in asyncio.run(broker.aio.clients()))
 
 

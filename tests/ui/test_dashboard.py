@@ -142,6 +142,8 @@ def test_a_session_that_reconnects_says_why_since_when_and_what_waits() -> None:
     assert meta["can_publish"] is True
     assert {"text": "2 messages queued"} in meta["notes"]
     assert "2 messages queued" in view.text()
+    told = [line for line in view.text().splitlines() if line.startswith("!")]
+    assert len(told) == 1, "the reason stands there once"
     assert [event["text"] for event in meta["events"]][:2] == [
         "connecting anew", "closed: the broker disconnected: Server shutting down (0x8b)",
     ]  # fmt: skip
@@ -215,6 +217,9 @@ def test_the_header_counts_streams_and_flows() -> None:
     (chip,) = [chip for chip in view.widget.meta["chips"] if "flows" in chip["text"]]
     assert chip["text"] == "3 flows · 2 streams · 1 kept"
     assert chip["title"] == "open QUIC streams 0, 4; flows 0 open, 2 open, 4 kept"
+    session.flows, session.streams = (flow(0, "kept"), flow(2, "kept")), ()
+    view.refresh(later(6))
+    assert "2 flows kept" in words(view)
     assert "ALPN MQTT-next" in view.widget.meta["handshake"]
 
 

@@ -190,3 +190,9 @@ def test_summaries(text: str) -> None:
 
 def test_an_empty_feed_waits() -> None:
     assert "Waiting for the first message." in check(feed_html(["a/#"], received=0, held=0))
+
+
+def test_a_closed_broker_has_nobody_to_count() -> None:
+    card = broker_html({}, state="closed")
+    assert "closed" in card
+    assert "client" not in card.partition("</style>")[2]
