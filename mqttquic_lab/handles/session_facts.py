@@ -159,6 +159,8 @@ class SessionFacts:
                 "messages queued": core.queued,
                 "datagrams sent": core.stats.datagrams_sent,
                 "datagrams lost": core.stats.datagrams_lost + core.stats.datagrams_dropped,
+                "streams beside control": sum(info.kind != "control" and info.state == "open" for info in self.streams),
+                "flows kept": sum(info.id != 0 for info in self.flows),
             },
             errors=[(error.time, error.where, error.message) for error in core.errors],
         )

@@ -106,3 +106,17 @@ def test_a_warning_of_a_reconnect_points_at_the_caller(broker: mq.Broker) -> Non
             session.reconnect(broker.urls["mqtts"])
         assert [warning.filename for warning in caught] == [__file__]
         assert "single instead of flows" in repr(session)
+
+
+def test_the_card_counts_streams_and_flows(broker: mq.Broker) -> None:
+    with mq.connect(broker, streams="flows") as session:
+        assert "beside control" not in session._repr_html_()
+        stream, other = session.open_stream(), session.open_stream()
+        assert "<span>2 streams beside control</span><span>2 flows kept</span>" in session._repr_html_()
+        stream.abort()
+        assert "<span>1 stream beside control</span><span>2 flows kept</span>" in session._repr_html_()
+        stream.take_over()
+        stream.discard()
+        assert "<span>1 stream beside control</span><span>1 flow kept</span>" in session._repr_html_()
+        other.close()
+    assert "flow kept" not in session._repr_html_()
