@@ -87,9 +87,9 @@ def test_help_shows_the_options() -> None:
         assert parameters["keepalive"].kind is inspect.Parameter.KEYWORD_ONLY
         assert "options" not in parameters
     assert "tcp_port" in inspect.signature(mq.start_broker).parameters
-    for verb, missing in ((mq.connect, ""), (mq.start_broker, "max_|slow_|_maximum|_timeout|response_")):
-        told = set(re.findall(r"\w+", verb.__doc__ or ""))
-        options = [name for name in inspect.signature(verb).parameters if not missing or not re.search(missing, name)]
+    for maker, missing in ((mq.connect, ""), (mq.start_broker, "max_|slow_|_maximum|_timeout|response_")):
+        told = set(re.findall(r"\w+", maker.__doc__ or ""))
+        options = [name for name in inspect.signature(maker).parameters if not missing or not re.search(missing, name)]
         assert [name for name in options if name not in told] == []
 
 
