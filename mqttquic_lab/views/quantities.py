@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_PLURAL = re.compile(r"^(\S+?|\S+ \S{3,}?)s(?= |$)")
+_SINGULAR = r"\1"
 
 
 def milliseconds(seconds: float) -> str:
@@ -36,9 +39,8 @@ def count(number: float) -> str:
 
 
 def counted(number: int, words: str) -> str:
-    """Return a number before words whose first is a plural, ``"3 messages queued"``, ``"1 message queued"``."""
-    first, blank, rest = words.partition(" ")
-    return f"{count(number)} {first.removesuffix('s') if number == 1 else first}{blank}{rest}"
+    """Return a number before words of which the first or second is a plural, ``"3 messages queued"``."""
+    return f"{count(number)} {_PLURAL.sub(_SINGULAR, words) if number == 1 else words}"
 
 
 def plural(number: int, one: str, many: str = "") -> str:

@@ -52,6 +52,9 @@ def test_duration(seconds: float, words: str) -> None:
 def test_a_number_before_words() -> None:
     assert q.counted(1, "messages queued") == "1 message queued"
     assert q.counted(2000, "messages queued") == "2,000 messages queued"
+    assert q.counted(1, "decode errors") == "1 decode error"
+    assert q.counted(1, "data streams open") == "1 data stream open"
+    assert q.counted(1, "dropped from full queues") == "1 dropped from full queues"
     assert q.counted(1, "dropped as too large") == "1 dropped as too large"
 
 
