@@ -285,10 +285,15 @@ class FlowStreams(Streams):
         self._unread.clear()
         changes = self.book.table.connection_lost(now=self.book.now)
         reason = self.context.control.reason
+        feeds = dict.fromkeys(feed for feed in self.feeds() if feed.is_active)
         for stream in list(self.streams.values()):
             stream.lose(reason, moving=moving)
         for change in changes:
             self.book.settle(change)
+        if moving:
+            for feed in feeds:
+                if not feed.is_active:
+                    self._note(f"the feed on {', '.join(feed.filters)} has ended: its flow was not to keep that")
         if not moving:
             for waiting in self.book.waiting:
                 waiting.give_up()

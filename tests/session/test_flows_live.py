@@ -307,6 +307,8 @@ async def test_what_the_flags_do_not_keep_is_gone() -> None:
         await pulled(session)
         await hang(session.reconnect())
         assert [feed.is_active for feed in feeds] == [False, False]
+        told = [event.detail for event in session.events if event.what == "flow" and "has ended" in event.detail]
+        assert told == ["the feed on t has ended: its flow was not to keep that"] * 2
         assert brief.flow is not None
         assert no_subs.flow is not None
         assert (brief.state, brief.flow.state) == ("failed", "gone")
