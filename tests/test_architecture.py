@@ -84,6 +84,18 @@ def test_imports_go_down_only(path: Path) -> None:
             assert here in ONLY_IN[parts[0]], f"{here} imports {parts[0]}"
 
 
+STRANGERS = {("quic", "mqtt"), ("quic", "session"), ("widgets", "net"), ("widgets", "quic")}
+"""Rooms of which the first knows nothing of the second, though it stands higher: quic/ carries bytes, not MQTT."""
+
+
+@pytest.mark.parametrize(("here", "there"), sorted(STRANGERS))
+def test_rooms_that_do_not_know_one_another(here: str, there: str) -> None:
+    for path in MODULES:
+        if room(path) == here:
+            known = [module for module, _, _ in imports(path) if f"{module}.".startswith(f"mqttquic_lab.{there}.")]
+            assert not known, f"{path.name} imports {known}"
+
+
 def test_private_names_of_aioquic_stand_in_one_place() -> None:
     for path in MODULES:
         if room(path) == "quic" and not path.name.startswith("private"):

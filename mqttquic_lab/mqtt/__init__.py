@@ -5,7 +5,7 @@ Knows no clock, socket, event loop or pandas: bytes and times go in, packets and
 
 from __future__ import annotations
 
-from mqttquic_lab.mqtt.datagram import Datagram, encode_datagram, max_datagram_payload, read_datagram
+from mqttquic_lab.mqtt.datagram import Datagram, encode_datagram, read_datagram
 from mqttquic_lab.mqtt.decoder import MAX_PACKET_SIZE, PacketDecoder
 from mqttquic_lab.mqtt.deliveries import Deliveries, Delivery, Outcome, Received
 from mqttquic_lab.mqtt.flow_book import Change
@@ -149,7 +149,6 @@ __all__ = [
     "encode_datagram",
     "encode_publish",
     "matches",
-    "max_datagram_payload",
     "packet_kind",
     "read_datagram",
     "reason_text",

@@ -2,7 +2,7 @@
 
 In use::
 
-    limit = max_datagram_payload(peer_max_datagram_frame_size)          # 0: the peer takes no datagrams
+    limit = connection.max_datagram_size or 0                           # 0: the peer takes no datagrams
     connection.send_datagram(encode_datagram("plant/1/temp", b"21.5", max_size=limit))
     ...
     datagram = read_datagram(data, receiver="client")
@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from mqttquic_lab.errors import MalformedPacketError, PublishError, UsageError
 from mqttquic_lab.mqtt import flow_rules
 from mqttquic_lab.mqtt.decoder import PacketDecoder
-from mqttquic_lab.mqtt.flow_header import encode_varint
 from mqttquic_lab.mqtt.flow_packets import FlowKind, check_flow_packet
 from mqttquic_lab.mqtt.publish import Publish, encode_publish
 
@@ -61,31 +60,6 @@ class Datagram:
     data: bytes = b""
 
 
-def max_datagram_payload(max_datagram_frame_size: int | None, packet_room: int | None = None) -> int:
-    """Return how many bytes a datagram may carry (RFC 9221 section 3).
-
-    Parameters
-    ----------
-    max_datagram_frame_size : int or None
-        The peer's transport parameter, which counts frame type and length too; 0 or None: no datagrams.
-    packet_room : int, optional
-        Bytes of frames that fit one QUIC packet on this path: a DATAGRAM frame is never split.
-
-    Returns
-    -------
-    int
-        0 where datagrams cannot be used.
-    """
-    size = max_datagram_frame_size or 0
-    if packet_room is not None:
-        size = min(size, packet_room)
-    room = size - 1  # frame type
-    payload = max(0, room - 1)
-    while payload and payload + len(encode_varint(payload)) > room:
-        payload -= 1
-    return payload
-
-
 def encode_datagram(
     topic: str,
     payload: bytes | bytearray | memoryview,
@@ -102,7 +76,7 @@ def encode_datagram(
     topic, payload, retain, properties
         Of the PUBLISH. A topic alias cannot be used: aliases belong to flows, and datagrams come in any order.
     max_size : int
-        From :func:`max_datagram_payload`.
+        What the transport says; 0 where it takes no datagrams.
     version : {5, 4}
         Protocol level.
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilderStop
 
-from mqttquic_lab.mqtt.datagram import max_datagram_payload
 from mqttquic_lab.net.stream import DatagramCounters
+from mqttquic_lab.quic.datagram_size import max_datagram_payload
 
 if TYPE_CHECKING:
     from aioquic.quic.connection import QuicNetworkPath

@@ -17,10 +17,8 @@ from mqttquic_lab.mqtt import (
     Publish,
     encode_datagram,
     encode_publish,
-    max_datagram_payload,
     read_datagram,
 )
-from mqttquic_lab.mqtt.flow_header import encode_varint
 from tests.wire.strategies import light, packets, payloads, topics
 from tests.wire.test_state import PACKETS
 
@@ -39,26 +37,6 @@ def test_the_three_kinds_of_payload() -> None:
     assert read_datagram(b"\x00", receiver="client") == Datagram("other")
     assert read_datagram(b"\x00\x30\x00", receiver="client") == Datagram("other", data=b"\x30\x00")
     assert read_datagram(b"\x30\x05\x00\x01a\x00x", receiver="client").kind == "mqtt"
-
-
-@pytest.mark.parametrize(("size", "room"), [(0, 0), (None, 0), (1, 0), (2, 0), (3, 1), (65, 63), (66, 63), (67, 64)])
-def test_room_of_a_datagram(size: int | None, room: int) -> None:
-    assert max_datagram_payload(size) == room
-
-
-@light(100)
-@given(st.integers(2, 70_000))
-def test_room_is_what_fits_the_frame_exactly(size: int) -> None:
-    def frame(payload: int) -> int:
-        return 1 + len(encode_varint(payload)) + payload
-
-    room = max_datagram_payload(size)
-    assert frame(room) <= size
-    assert frame(room + 1) > size
-
-
-def test_a_datagram_is_never_split_over_packets() -> None:
-    assert max_datagram_payload(65_535, packet_room=1200) == max_datagram_payload(1200) == 1197
 
 
 def test_size_limit() -> None:
