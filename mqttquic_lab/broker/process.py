@@ -29,6 +29,7 @@ from mqttquic_lab.broker.quic_options import refuse_own_congestion
 from mqttquic_lab.broker.status import BrokerStats, ClientInfo
 from mqttquic_lab.broker.waiting import Waiting
 from mqttquic_lab.errors import DisconnectedError, LabError, OperationTimeoutError, UsageError
+from mqttquic_lab.net.listening import Listening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,7 @@ STOP_TIMEOUT = 5.0
 STDERR_LINES = 50
 
 
-class BrokerProcess:
+class BrokerProcess(Listening):
     """A :class:`mqttquic_lab.broker.server.BrokerServer` in a subprocess, with the same surface.
 
     :meth:`clients` and :meth:`stats` answer from what the child told last; it tells within about 50 ms of a change.
@@ -58,6 +59,8 @@ class BrokerProcess:
     UsageError
         The settings hold a function.
     """
+
+    NOT_LISTENING = "this broker does not listen: start() it, with at least one transport switched on"
 
     def __init__(self, config: BrokerConfig | None = None) -> None:
         self.config = config if config is not None else BrokerConfig()
@@ -163,24 +166,6 @@ class BrokerProcess:
     def pid(self) -> int | None:
         """Process id of the child."""
         return self._process.pid if self._process is not None else None
-
-    @property
-    def urls(self) -> dict[str, str]:
-        """Scheme -> URL of every listener: ``"quic"``, ``"mqtts"``, ``"mqtt"``."""
-        return dict(self._urls)
-
-    @property
-    def url(self) -> str:
-        """The QUIC URL, or the next best one if the broker has no QUIC listener.
-
-        Raises
-        ------
-        UsageError
-            The broker does not listen.
-        """
-        for url in self._urls.values():
-            return url
-        raise UsageError("this broker does not listen: start() it, with at least one transport switched on")
 
     @property
     def ca_file(self) -> Path:

@@ -27,6 +27,7 @@ from mqttquic_lab.errors import UsageError
 from mqttquic_lab.mqtt import ReasonCode
 from mqttquic_lab.mqtt.profiles import profile_named
 from mqttquic_lab.net.address import Address, reachable_host
+from mqttquic_lab.net.listening import Listening
 from mqttquic_lab.net.throw_away import ThrowAwayIdentity
 from mqttquic_lab.trace import Trace
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from mqttquic_lab.net.stream import ByteStream, Connection, Listener
 
 
-class BrokerServer:
+class BrokerServer(Listening):
     """An MQTT 3.1.1 and 5.0 broker on the running event loop.
 
     Parameters
@@ -61,6 +62,8 @@ class BrokerServer:
     ...     async with BrokerServer() as broker:
     ...         print(broker.url, broker.ca_file)
     """
+
+    NOT_LISTENING = "this broker does not listen: start() it, with at least one transport switched on"
 
     def __init__(
         self,
@@ -221,24 +224,6 @@ class BrokerServer:
             self._identity.close()
 
     # --- where and who ------------------------------------------------------------------------------------------
-
-    @property
-    def urls(self) -> dict[str, str]:
-        """Scheme -> URL of every listener: ``"quic"``, ``"mqtts"``, ``"mqtt"``."""
-        return dict(self._urls)
-
-    @property
-    def url(self) -> str:
-        """The QUIC URL, or the next best one if the broker has no QUIC listener.
-
-        Raises
-        ------
-        UsageError
-            The broker does not listen.
-        """
-        for url in self._urls.values():
-            return url
-        raise UsageError("this broker does not listen: start() it, with at least one transport switched on")
 
     @property
     def ca_file(self) -> Path:

@@ -14,6 +14,7 @@ from mqttquic_lab.gateway.client import Client
 from mqttquic_lab.gateway.config import DEFAULT_PORTS
 from mqttquic_lab.gateway.status import GatewayError, GatewayStats
 from mqttquic_lab.net.address import Address, reachable_host
+from mqttquic_lab.net.listening import Listening
 from mqttquic_lab.net.throw_away import ThrowAwayIdentity
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ MAX_ERRORS = 200
 """Errors kept; older ones are dropped."""
 
 
-class GatewayServer:
+class GatewayServer(Listening):
     """A gateway on the running event loop.
 
     Parameters
@@ -43,6 +44,8 @@ class GatewayServer:
     errors : deque of GatewayError
         What went wrong, newest last; bounded.
     """
+
+    NOT_LISTENING = "this gateway does not listen: start() it"
 
     def __init__(self, config: GatewayConfig) -> None:
         self.config = config
@@ -135,24 +138,6 @@ class GatewayServer:
             self._identity.close()
 
     # --- where and who
-
-    @property
-    def urls(self) -> dict[str, str]:
-        """Scheme -> URL of every listener: ``"quic"``, ``"mqtts"``."""
-        return dict(self._urls)
-
-    @property
-    def url(self) -> str:
-        """The QUIC URL, or that of the TLS listener if there is no other.
-
-        Raises
-        ------
-        UsageError
-            The gateway does not listen.
-        """
-        for url in self._urls.values():
-            return url
-        raise UsageError("this gateway does not listen: start() it")
 
     @property
     def ca_file(self) -> Path:

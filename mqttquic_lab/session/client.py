@@ -153,7 +153,8 @@ class AsyncSession(SessionLifecycle):
         -------
         PublishResult
             With ``queued=True``, at once and at any QoS, if the session is reconnecting: the message waits in the
-            queue that the option ``offline_queue`` bounds; :meth:`flush` waits until it is sent.
+            queue that the option ``offline_queue`` bounds; :meth:`flush` waits until it is sent. What has to go in
+            a datagram is not queued, and waits for the connection.
 
         Raises
         ------

@@ -150,14 +150,7 @@ class Publisher:
         if channel.ended:
             raise channel.gone("cannot publish")
         if not qos:
-            if self.aliases is None or lane is not None:
-                packet = encode_publish(topic, data, 0, retain, False, None, properties, self._version)
-            else:
-                packet = self.aliases.encode(topic, data, 0, retain, None, properties, channel.limit)
-            if len(packet) > channel.limit:
-                self.limits.check_size(len(packet), len(data))
-            (lane or channel).write(packet)
-            self._stats.messages_sent += 1
+            self._send(topic, data, retain, properties, lane)
             if (lane or channel).stream.pending > HIGH_WATER:
                 await self._drain(check_timeout(timeout), lane)
             return _SENT
@@ -242,13 +235,20 @@ class Publisher:
         if token is not None:
             self._begin(topic, data, qos, retain, properties, token, lane)
             return
+        self._send(topic, data, retain, properties, lane)
+
+    def _send(
+        self, topic: str, data: bytes, retain: bool, properties: Mapping[str, Any] | None, lane: DataChannel | None
+    ) -> None:
+        """Send one message at QoS 0."""
+        channel = self._channel
         if self.aliases is None or lane is not None:
             packet = encode_publish(topic, data, 0, retain, False, None, properties, self._version)
         else:
-            packet = self.aliases.encode(topic, data, 0, retain, None, properties, self._channel.limit)
-        if len(packet) > self._channel.limit:
+            packet = self.aliases.encode(topic, data, 0, retain, None, properties, channel.limit)
+        if len(packet) > channel.limit:
             self.limits.check_size(len(packet), len(data))
-        (lane or self._channel).write(packet)
+        (lane or channel).write(packet)
         self._stats.messages_sent += 1
 
     async def publish_many(

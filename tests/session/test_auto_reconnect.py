@@ -10,6 +10,7 @@ import pytest
 
 from mqttquic_lab.broker import BrokerConfig, BrokerServer
 from mqttquic_lab.errors import (
+    AuthenticationError,
     CertificateError,
     ConnectRefusedError,
     ConnectTimeoutError,
@@ -431,6 +432,7 @@ def test_pauses_that_make_no_sense(wrong: dict[str, Any]) -> None:
         (ConnectTimeoutError("nobody"), True),
         (HandshakeError("no"), True),
         (CertificateError("no"), False),
+        (AuthenticationError("the server does not know the password"), False),
         (ConnectRefusedError("busy", reason_code=0x89), True),
         (ConnectRefusedError("password", reason_code=0x86), False),
         (ProtocolError("no"), False),
